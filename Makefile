@@ -1,0 +1,162 @@
+# tloop: `make` builds .venv with tloop_py in it, `make demo` shows it, `make test` tests all.
+
+PYTHON ?= python3
+CC ?= cc
+CFLAGS ?= -O2 -g
+VENV ?= .venv
+VENVS ?= .venvs
+# Which tests, for one interpreter: make test-py PYTEST="-k timers -x"
+PYTEST ?=
+
+export CC
+SHELL := /bin/bash -o pipefail
+MAKEFLAGS += --no-print-directory
+py := $(VENV)/bin/python
+strict := -std=c11 -Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes -Werror
+
+# Tests of the sources, the build and the wheel need to run once, not for each backend and Python.
+once := $(wildcard $(patsubst %,tests/test_%.py,header cdef abi_mode packaging examples))
+behaviour := $(filter-out $(once),$(wildcard tests/test_*.py))
+# pytest warns and pip asks in many ways; what fails says enough.
+pytest = $(py) -m pytest -q $(PYTEST)
+pip = $(VENV)/bin/pip --quiet --disable-pip-version-check --no-input
+
+c_programs := $(patsubst examples/%.c,build/examples/%,$(wildcard examples/*.c))
+c_sources := $(wildcard tloop.h examples/*.[ch] bench/*.[ch] tests/c/*.[ch])
+
+.PHONY: all demo test test-fast test-all test-pypy test-c test-py test-apps test-stdlib test-once
+.PHONY: asan tsan lint format bench examples module tools clean venv-test venv-apps venv-lint
+.DELETE_ON_ERROR:
+
+all: module
+
+# -- what is built ---------------------------------------------------------------------------------
+
+# Says which Debian package is missing before pip or the compiler fail in their own words.
+tools:
+	@command -v $(firstword $(CC)) >/dev/null || { \
+	  echo "tloop needs a C compiler: apt-get install build-essential" >&2; exit 1; }
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "tloop needs Python: apt-get install python3 python3-venv python3-dev" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "tloop needs Python 3.11 or later: make PYTHON=/path/to/python" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "$(PYTHON) cannot make virtual environments: apt-get install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig as s; \
+	  sys.exit(not os.path.exists(s.get_path("include") + "/Python.h"))' || { \
+	  echo "Python.h of $(PYTHON) is missing: apt-get install python3-dev" >&2; exit 1; }
+	@echo '#include <stdlib.h>' | $(CC) -E -xc - >/dev/null 2>&1 || { \
+	  echo "$(CC) finds no C library headers: apt-get install libc6-dev" >&2; exit 1; }
+
+# Each stamp is one dependency group of pyproject.toml, installed.
+$(VENV)/build.stamp: pyproject.toml | tools
+	@echo "making $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(pip) install pip==26.3
+	@$(pip) install --group build
+	@$(py) -c 'import pathlib, sysconfig; \
+	  pathlib.Path(sysconfig.get_path("purelib"), "tloop.pth").write_text("$(CURDIR)\n")'
+	@touch $@
+
+$(VENV)/%.stamp: pyproject.toml $(VENV)/build.stamp
+	@echo "installing the packages for $*"
+	@$(pip) install --group $*
+	@touch $@
+
+module: $(VENV)/build.stamp
+	@$(py) cffi_build.py --inplace
+
+libtloop.so: tloop.h
+	@$(CC) $(strict) $(CFLAGS) -shared -fPIC -pthread -DTLOOP_IMPLEMENTATION -x c $< -o $@
+
+examples: $(c_programs)
+
+build/examples/%: examples/%.c tloop.h
+	@mkdir -p $(@D)
+	@$(CC) $(strict) $(CFLAGS) -I. $< -o $@
+
+# -- what it does ----------------------------------------------------------------------------------
+
+demo: module examples $(VENV)/bench.stamp
+	@$(py) bench/demo.py
+
+bench: module examples $(VENV)/bench.stamp
+	@$(py) bench/run.py
+
+# -- tests -----------------------------------------------------------------------------------------
+
+test: test-c test-once test-py test-apps test-stdlib
+
+test-fast: module $(VENV)/test.stamp
+	@TLOOP_TEST_LOOPS=tloop $(pytest) $(behaviour) $(once) -m "not slow"
+
+test-c:
+	@$(MAKE) -C tests/c check
+	@$(MAKE) -C tests/c compile
+
+asan:
+	@$(MAKE) -C tests/c check
+
+tsan:
+	@$(MAKE) -C tests/c tsan
+
+test-once: module libtloop.so $(VENV)/test.stamp
+	@$(pytest) $(once)
+
+test-py: module $(VENV)/test.stamp
+	@$(pytest) $(behaviour)
+	@echo "the same on the poll backend"
+	@TLOOP_TEST_LOOPS=tloop TLOOP_BACKEND=poll $(pytest) $(behaviour)
+
+test-apps: module $(VENV)/apps.stamp
+	@$(pytest) tests/apps
+
+# 77: this interpreter comes without its test package, which the runner says.
+test-stdlib: module $(VENV)/test.stamp
+	@$(py) -m tests.stdlib.run || [ $$? -eq 77 ]
+
+# The same binding and tests on every CPython that this machine has.
+test-all:
+	@failed=; \
+	while read -r version python; do \
+	  echo "== CPython $$version"; \
+	  $(MAKE) PYTHON=$$python VENV=$(VENVS)/$$version test-interpreter </dev/null \
+	    || failed="$$failed $$version"; \
+	done <<< "$$($(PYTHON) .ci/pythons.py)"; \
+	[ -z "$$failed" ] || { echo "failed on CPython$$failed" >&2; exit 1; }
+
+.PHONY: test-interpreter
+test-interpreter: module $(VENV)/test.stamp
+	@TLOOP_TEST_LOOPS=tloop $(pytest) $(behaviour)
+	@$(py) -m tests.stdlib.run || [ $$? -eq 77 ]
+
+# PyPy 3.11: the one on PATH, else Debian 13's in a root of its own (kept in ~/.cache/tloop).
+pypy_packages := pypy3 pypy3-dev pypy3-venv pypy3-lib-testsuite gcc libc6-dev make
+test-pypy:
+	@if pypy3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	  $(MAKE) PYTHON=pypy3 VENV=$(VENVS)/pypy3.11 test-interpreter; \
+	else \
+	  .ci/debian-root trixie "$(pypy_packages)" \
+	    make PYTHON=pypy3 VENV=/opt/tloop-venv test-interpreter; \
+	fi
+
+# -- style -----------------------------------------------------------------------------------------
+
+lint: module $(VENV)/lint.stamp
+	@$(py) cffi_build.py --check
+	@$(VENV)/bin/ruff check --quiet
+	@$(VENV)/bin/ruff format --quiet --check
+	@$(VENV)/bin/mypy --no-error-summary
+	@$(VENV)/bin/clang-format --dry-run -Werror $(c_sources)
+	@$(VENV)/bin/clang-tidy --quiet --warnings-as-errors='*' tloop.h -- \
+	  -x c -std=c11 -DTLOOP_IMPLEMENTATION
+	@echo "lint: clean"
+
+format: $(VENV)/lint.stamp
+	@$(VENV)/bin/ruff check --quiet --fix
+	@$(VENV)/bin/ruff format --quiet
+	@$(VENV)/bin/clang-format -i $(c_sources)
+
+clean:
+	rm -rf build dist libtloop.so tloop_py/_tloop*.so $(VENV) $(VENVS) *.egg-info
+	rm -rf .mypy_cache .pytest_cache .ruff_cache

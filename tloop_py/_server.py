@@ -1,0 +1,360 @@
+"""Listening and connecting: transports for sockets, accepting for `asyncio.Server`, Unix paths."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+import stat
+from asyncio import base_events, constants, sslproto, tasks, trsock
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any
+
+from tloop_py import _compat
+from tloop_py._ffi import ACCEPT, ADDR_BYTES, KEEP_FD, lib, oserror
+from tloop_py._stream import StreamTransport
+
+if TYPE_CHECKING:
+    import ssl as ssl_module
+    from asyncio.base_events import Server
+    from collections.abc import Callable
+
+_logger = logging.getLogger("asyncio")
+
+_NO_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class _Acceptor:
+    """One listening socket. The C core accepts, many connections per tick."""
+
+    def __init__(
+        self,
+        loop: ServerMixin,
+        sock: socket.socket,
+        protocol_factory: Callable[[], asyncio.BaseProtocol],
+        server: Server | None,
+        make_tls: Callable[..., asyncio.Transport] | None,
+    ) -> None:
+        self.loop = loop
+        self.sock = sock
+        self.server = server
+        self.protocol_factory = protocol_factory
+        self.make_tls = make_tls
+        self.handle: int = lib.tl_listener_open(loop._c, sock.fileno(), KEEP_FD)
+        if self.handle < 0:
+            raise oserror(self.handle, f"cannot listen on {sock!r}")
+        loop._handlers[self.handle] = (copy_context().run, self._event)
+
+    def close(self) -> None:
+        self.loop._handlers.pop(self.handle, None)
+        lib.tl_close(self.loop._c, self.handle)
+
+    def _event(self, kind: int, result: int, offset: int) -> None:
+        if kind == ACCEPT and result > 0:
+            peer = self.loop._arena[offset - ADDR_BYTES : offset]
+            copy_context().run(self._accepted, result, peer)
+        elif -result in _NO_RESOURCES:
+            self.loop.call_exception_handler(
+                {
+                    "message": "socket.accept() out of system resource",
+                    "exception": oserror(result),
+                    "socket": trsock.TransportSocket(self.sock),
+                }
+            )
+        else:
+            raise oserror(result, "accepting a connection")
+
+    def _accepted(self, handle: int, peer: bytes) -> None:
+        protocol = None
+        try:
+            protocol = self.protocol_factory()
+            if self.make_tls is not None:
+                self.loop.create_task(self._accept_tls(protocol, handle, peer))
+            else:
+                StreamTransport(
+                    self.loop, protocol, handle=handle, peer=peer, like=self.sock, server=self.server
+                )
+        except (SystemExit, KeyboardInterrupt):
+            lib.tl_close(self.loop._c, handle)
+            raise
+        except BaseException as exc:
+            lib.tl_close(self.loop._c, handle)
+            self._failed(exc, protocol, None)
+
+    async def _accept_tls(self, protocol: asyncio.BaseProtocol, handle: int, peer: bytes) -> None:
+        transport = None
+        try:
+            assert self.make_tls is not None
+            waiter = self.loop.create_future()
+            transport = self.make_tls(protocol, waiter, handle=handle, peer=peer)
+            try:
+                await waiter
+            except BaseException:
+                transport.close()
+                waiter = None  # type: ignore[assignment]  # its exception refers to this frame
+                raise
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            if transport is None:
+                lib.tl_close(self.loop._c, handle)
+            self._failed(exc, protocol, transport)
+
+    def _failed(
+        self, exc: BaseException, protocol: asyncio.BaseProtocol | None, transport: Any
+    ) -> None:
+        """asyncio tells of this in debug mode only: any peer can cause it."""
+        if not self.loop.get_debug():
+            return
+        context: dict[str, Any] = {
+            "message": "Error on transport creation for incoming connection",
+            "exception": exc,
+        }
+        if protocol is not None:
+            context["protocol"] = protocol
+        if transport is not None:
+            context["transport"] = transport
+        self.loop.call_exception_handler(context)
+
+
+class ServerMixin(asyncio.BaseEventLoop):
+    _c: Any
+    _arena: Any
+    _handlers: dict[int, Any]
+    _transports: dict[int, Any]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._acceptors: dict[socket.socket, _Acceptor] = {}
+        self._unix_server_sockets: dict[socket.socket, int] = {}
+
+    # -- what BaseEventLoop asks of its subclasses ------------------------------------------------
+
+    def _make_socket_transport(  # type: ignore[override]
+        self,
+        sock: socket.socket,
+        protocol: asyncio.BaseProtocol,
+        waiter: asyncio.Future[None] | None = None,
+        *,
+        extra: dict[str, Any] | None = None,
+        server: Server | None = None,
+    ) -> asyncio.Transport:
+        self._ensure_fd_no_transport(sock)  # type: ignore[attr-defined]
+        self._forget_descriptor(sock.fileno())  # type: ignore[attr-defined]
+        base_events._set_nodelay(sock)  # type: ignore[attr-defined]
+        return StreamTransport(self, protocol, waiter, sock=sock, extra=extra, server=server)
+
+    def _make_ssl_transport(  # type: ignore[override]
+        self,
+        rawsock: socket.socket | None,
+        protocol: asyncio.BaseProtocol,
+        sslcontext: ssl_module.SSLContext,
+        waiter: asyncio.Future[None] | None = None,
+        *,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+        extra: dict[str, Any] | None = None,
+        server: Server | None = None,
+        ssl_handshake_timeout: float | None = constants.SSL_HANDSHAKE_TIMEOUT,
+        ssl_shutdown_timeout: float | None = constants.SSL_SHUTDOWN_TIMEOUT,
+        **accepted: Any,
+    ) -> asyncio.Transport:
+        tls = sslproto.SSLProtocol(
+            self,
+            protocol,
+            sslcontext,
+            waiter,
+            server_side,
+            server_hostname,
+            ssl_handshake_timeout=ssl_handshake_timeout,
+            ssl_shutdown_timeout=ssl_shutdown_timeout,
+        )
+        if rawsock is None:
+            StreamTransport(self, tls, server=server, **accepted)
+        else:
+            self._make_socket_transport(rawsock, tls, extra=extra, server=server)
+        return tls._app_transport  # type: ignore[no-any-return]
+
+    def _start_serving(
+        self,
+        protocol_factory: Callable[[], asyncio.BaseProtocol],
+        sock: socket.socket,
+        sslcontext: ssl_module.SSLContext | None = None,
+        server: Server | None = None,
+        backlog: int = 100,
+        ssl_handshake_timeout: float | None = constants.SSL_HANDSHAKE_TIMEOUT,
+        ssl_shutdown_timeout: float | None = constants.SSL_SHUTDOWN_TIMEOUT,
+    ) -> None:
+        make_tls: Callable[..., asyncio.Transport] | None = None
+        if sslcontext:
+
+            def make_tls(
+                protocol: asyncio.BaseProtocol, waiter: asyncio.Future[None], **accepted: Any
+            ) -> asyncio.Transport:
+                return self._make_ssl_transport(
+                    None,
+                    protocol,
+                    sslcontext,
+                    waiter,
+                    server_side=True,
+                    server=server,
+                    ssl_handshake_timeout=ssl_handshake_timeout,
+                    ssl_shutdown_timeout=ssl_shutdown_timeout,
+                    like=sock,
+                    **accepted,
+                )
+
+        self._forget_descriptor(sock.fileno())  # type: ignore[attr-defined]
+        self._acceptors[sock] = _Acceptor(self, sock, protocol_factory, server, make_tls)
+
+    def _stop_serving(self, sock: socket.socket) -> None:
+        acceptor = self._acceptors.pop(sock, None)
+        if acceptor is not None:
+            acceptor.close()
+        inode = self._unix_server_sockets.pop(sock, None)
+        path = sock.getsockname() if inode is not None else None
+        sock.close()
+        if path is not None:
+            _remove_socket_file(path, inode)
+
+    # -- Unix sockets -----------------------------------------------------------------------------
+
+    async def create_unix_connection(  # type: ignore[override]
+        self,
+        protocol_factory: Callable[[], asyncio.BaseProtocol],
+        path: str | bytes | os.PathLike[str] | None = None,
+        *,
+        ssl: bool | ssl_module.SSLContext | None = None,
+        sock: socket.socket | None = None,
+        server_hostname: str | None = None,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
+    ) -> tuple[asyncio.Transport, asyncio.BaseProtocol]:
+        """Connect to a Unix stream socket: file system path, or abstract name ("\\0name")."""
+        assert server_hostname is None or isinstance(server_hostname, str)
+        if ssl and server_hostname is None:
+            raise ValueError("you have to pass server_hostname when using ssl")
+        if not ssl and server_hostname is not None:
+            raise ValueError("server_hostname is only meaningful with ssl")
+        _check_tls_timeouts(ssl, ssl_handshake_timeout, ssl_shutdown_timeout)
+        if path is not None:
+            if sock is not None:
+                raise ValueError("path and sock can not be specified at the same time")
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0)
+            try:
+                sock.setblocking(False)
+                await self.sock_connect(sock, os.fspath(path))
+            except BaseException:
+                sock.close()
+                raise
+        else:
+            if sock is None:
+                raise ValueError("no path and sock were specified")
+            _check_unix_stream(sock)
+            sock.setblocking(False)
+        return await self._create_connection_transport(  # type: ignore[attr-defined, no-any-return]
+            sock,
+            protocol_factory,
+            ssl,
+            server_hostname,
+            ssl_handshake_timeout=ssl_handshake_timeout,
+            ssl_shutdown_timeout=ssl_shutdown_timeout,
+        )
+
+    async def create_unix_server(  # type: ignore[override]
+        self,
+        protocol_factory: Callable[[], asyncio.BaseProtocol],
+        path: str | bytes | os.PathLike[str] | None = None,
+        *,
+        sock: socket.socket | None = None,
+        backlog: int = 100,
+        ssl: ssl_module.SSLContext | None = None,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
+        start_serving: bool = True,
+        cleanup_socket: bool = _compat.CLEANUP_UNIX_SOCKET,
+    ) -> Server:
+        """Serve on a Unix stream socket. A socket file left by an earlier server is replaced;
+        with cleanup_socket (default from Python 3.13 on) ours is removed at the end."""
+        if isinstance(ssl, bool):
+            raise TypeError("ssl argument must be an SSLContext or None")
+        _check_tls_timeouts(ssl, ssl_handshake_timeout, ssl_shutdown_timeout)
+        if path is not None:
+            if sock is not None:
+                raise ValueError("path and sock can not be specified at the same time")
+            sock = _bind_unix(os.fspath(path))
+        else:
+            if sock is None:
+                raise ValueError("path was not specified, and no sock specified")
+            _check_unix_stream(sock)
+        if cleanup_socket:
+            self._remember_socket_file(sock)
+        sock.setblocking(False)
+        server = base_events.Server(
+            self, [sock], protocol_factory, ssl, backlog, ssl_handshake_timeout,
+            ssl_shutdown_timeout,
+        )  # fmt: skip
+        if start_serving:
+            server._start_serving()  # type: ignore[attr-defined]
+            await tasks.sleep(0)
+        return server
+
+    def _remember_socket_file(self, sock: socket.socket) -> None:
+        name = sock.getsockname()
+        if name and name[0] not in (0, "\x00"):
+            try:
+                self._unix_server_sockets[sock] = os.stat(name).st_ino
+            except FileNotFoundError:
+                return  # already gone: nothing to clean up
+
+
+def _check_tls_timeouts(ssl: object, handshake: float | None, shutdown: float | None) -> None:
+    if handshake is not None and not ssl:
+        raise ValueError("ssl_handshake_timeout is only meaningful with ssl")
+    if shutdown is not None and not ssl:
+        raise ValueError("ssl_shutdown_timeout is only meaningful with ssl")
+
+
+def _check_unix_stream(sock: socket.socket) -> None:
+    if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
+        raise ValueError(f"A UNIX Domain Stream Socket was expected, got {sock!r}")
+
+
+def _bind_unix(path: str | bytes) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if path[0] not in (0, "\x00"):
+            _remove_stale_socket(path)
+        sock.bind(path)
+    except OSError as exc:
+        sock.close()
+        if exc.errno == errno.EADDRINUSE:
+            raise OSError(errno.EADDRINUSE, f"Address {path!r} is already in use") from None
+        raise
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _remove_stale_socket(path: str | bytes) -> None:
+    try:
+        if stat.S_ISSOCK(os.stat(path).st_mode):
+            os.remove(path)
+    except FileNotFoundError:
+        return
+    except OSError as exc:
+        _logger.error("Unable to check or remove stale UNIX socket %r: %r", path, exc)
+
+
+def _remove_socket_file(path: str | bytes, inode: int | None) -> None:
+    """Unless somebody else has put another one there."""
+    try:
+        if os.stat(path).st_ino == inode:
+            os.unlink(path)
+    except FileNotFoundError:
+        return
+    except OSError as exc:
+        _logger.error("Unable to clean up listening UNIX socket %r: %r", path, exc)

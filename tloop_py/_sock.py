@@ -1,0 +1,393 @@
+"""add_reader/add_writer and the sock_* operations: one registration per descriptor.
+
+Readers and writers are watched level-triggered, as asyncio does. Sockets of sock_* operations are
+registered once, edge-triggered, and stay registered: an operation first tries, if the socket is not
+known to be empty (or full), and else waits for the next edge; so none costs an epoll_ctl, and none
+fails with BlockingIOError just to find out. An operation receives in its own event, after the
+check for cancellation: what a cancelled operation did not take stays in the kernel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import errno
+import socket
+import weakref
+from asyncio import base_events, events
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any
+
+from tloop_py._ffi import CAP_EDGE, EDGE, ERR, HUP, READ, WRITE, lib, oserror
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Address = tuple[Any, ...] | str | bytes
+    Buffer = bytearray | memoryview
+
+_WOULD_BLOCK = (BlockingIOError, InterruptedError)
+
+
+class _Op:
+    """One waiting operation: `attempt` raises BlockingIOError until it can be done."""
+
+    __slots__ = ("attempt", "future")
+
+    def __init__(self, attempt: Callable[[], Any], future: asyncio.Future[Any]) -> None:
+        self.attempt = attempt
+        self.future = future
+
+
+class _Descriptor:
+    """What a loop knows of one file descriptor."""
+
+    __slots__ = (
+        "__weakref__", "_c", "_edge", "_loop", "fd", "handle", "hup", "mask", "readable",
+        "reader", "reads", "sock", "writable", "writer", "writes",
+    )  # fmt: skip
+
+    def __init__(self, loop: SockMixin, fd: int) -> None:
+        self._loop = loop
+        self._c = loop._c
+        self._edge = loop._edge
+        self.fd = fd
+        self.mask = 0
+        self.handle: int = lib.tl_poll_create(self._c, fd)
+        if self.handle < 0:
+            raise oserror(self.handle)
+        # The socket object of sock_* operations. A closed one whose number is in use again is
+        # another object, so it can never be mistaken.
+        self.sock: weakref.ref[socket.socket] | None = None
+        self.reader: asyncio.Handle | None = None
+        self.writer: asyncio.Handle | None = None
+        self.reads: collections.deque[_Op] = collections.deque()
+        self.writes: collections.deque[_Op] = collections.deque()
+        self.readable = self.writable = True  # not known, so try
+        self.hup = False
+        loop._handlers[self.handle] = (copy_context().run, self._event)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} fd={self.fd} reader={self.reader} writer={self.writer}>"
+
+    # -- registration -----------------------------------------------------------------------------
+
+    def watch(self) -> None:
+        """Tell the C core what is wanted now. Raises OSError; nothing has changed then."""
+        level = (READ if self.reader else 0) | (WRITE if self.writer else 0)
+        if level:
+            mask = level | (READ if self.reads else 0) | (WRITE if self.writes else 0)
+        else:
+            mask = READ | WRITE | EDGE if self.sock is not None else 0
+        # A level registration is repeated: the number may belong to another file by now.
+        if mask == self.mask and not level:
+            return
+        rc = lib.tl_poll_start(self._c, self.handle, mask)
+        if rc < 0:
+            raise oserror(rc)
+        self.mask = mask
+
+    def close(self) -> None:
+        self._loop._handlers.pop(self.handle, None)
+        lib.tl_close(self._c, self.handle)
+
+    # -- operations -------------------------------------------------------------------------------
+
+    def wait(self, write: bool, attempt: Callable[[], Any]) -> asyncio.Future[Any]:
+        future = self._loop.create_future()
+        (self.writes if write else self.reads).append(_Op(attempt, future))
+        if not self.mask & EDGE:
+            self.watch()
+        if not self._edge:
+            lib.tl_poll_rearm(self._c, self.handle, WRITE if write else READ)
+        return future
+
+    def _event(self, kind: int, mask: int, offset: int) -> None:
+        if mask & HUP:
+            self.hup = True
+        if mask & (READ | HUP | ERR):
+            self.readable = True
+            if self.reader is not None:
+                self._loop._run_reader(self, self.reader)
+            if self.reads:
+                self._run_ops(self.reads, READ)
+        if mask & (WRITE | HUP | ERR):
+            self.writable = True
+            if self.writer is not None:
+                self._loop._run_writer(self, self.writer)
+            if self.writes:
+                self._run_ops(self.writes, WRITE)
+
+    def _run_ops(self, ops: collections.deque[_Op], bit: int) -> None:
+        while ops:
+            op = ops[0]
+            if not op.future.done():
+                try:
+                    result = op.attempt()
+                except _WOULD_BLOCK:
+                    self._would_block(bit)
+                    return
+                except (SystemExit, KeyboardInterrupt):
+                    raise
+                except BaseException as exc:
+                    op.future.set_exception(exc)
+                else:
+                    op.future.set_result(result)
+            ops.popleft()
+
+    def _would_block(self, bit: int) -> None:
+        if bit == READ:
+            self.readable = False
+        else:
+            self.writable = False
+        if not self._edge:
+            lib.tl_poll_rearm(self._c, self.handle, bit)
+
+
+class SockMixin(asyncio.BaseEventLoop):
+    _c: Any
+    _handlers: dict[int, Any]
+    _transports: dict[int, Any]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._descriptors: dict[int, _Descriptor] = {}
+        self._edge = bool(lib.tl_loop_caps(self._c) & CAP_EDGE)
+
+    # -- descriptors ------------------------------------------------------------------------------
+
+    def _ensure_fd_no_transport(self, fd: Any) -> int:
+        """The number of a descriptor (or object with one) that no transport uses."""
+        fileno = fd
+        if not isinstance(fileno, int):
+            try:
+                fileno = int(fileno.fileno())
+            except (AttributeError, TypeError, ValueError):
+                raise ValueError(f"Invalid file object: {fd!r}") from None
+        transport = self._transports.get(fileno)
+        if transport is not None and not transport.is_closing():
+            raise RuntimeError(f"File descriptor {fd!r} is used by transport {transport!r}")
+        if fileno < 0:
+            raise ValueError(f"Invalid file descriptor: {fileno}")
+        return fileno
+
+    def _descriptor_of(self, sock: socket.socket) -> _Descriptor:
+        """For a sock_* operation. Refuses sockets that cannot be used on a loop."""
+        base_events._check_ssl_socket(sock)
+        if self._debug and sock.gettimeout() != 0:
+            raise ValueError("the socket must be non-blocking")
+        fd = sock.fileno()
+        entry = self._descriptors.get(fd)
+        if entry is not None:
+            if entry.sock is not None and entry.sock() is sock:
+                return entry
+            if entry.sock is not None:
+                self._forget_descriptor(fd)
+                entry = None
+        self._check_closed()
+        if fd < 0:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        self._ensure_fd_no_transport(fd)
+        if entry is None:
+            self._descriptors[fd] = entry = _Descriptor(self, fd)
+        entry.sock = weakref.ref(sock)
+        return entry
+
+    def _forget_descriptor(self, fd: int) -> None:
+        entry = self._descriptors.pop(fd, None)
+        if entry is not None:
+            entry.close()
+
+    def _close_socks(self) -> None:
+        self._descriptors.clear()
+
+    # -- readers and writers ----------------------------------------------------------------------
+
+    def add_reader(self, fd: Any, callback: Callable[..., object], *args: Any) -> None:
+        """Call callback(*args) whenever fd is readable; replaces the former reader.
+
+        fd: number, or object with fileno(). Raises RuntimeError for a transport's descriptor,
+        ValueError, and OSError (PermissionError for a regular file).
+        """
+        self._check_closed()
+        entry = self._entry(self._ensure_fd_no_transport(fd))
+        handle = events.Handle(callback, args, self, None)
+        self._swap(entry, "reader", handle)
+
+    def remove_reader(self, fd: Any) -> bool:
+        """Returns whether there was one."""
+        return self._remove(fd, "reader")
+
+    def add_writer(self, fd: Any, callback: Callable[..., object], *args: Any) -> None:
+        """As add_reader, for writing; independent of the reader of the same descriptor."""
+        self._check_closed()
+        entry = self._entry(self._ensure_fd_no_transport(fd))
+        handle = events.Handle(callback, args, self, None)
+        self._swap(entry, "writer", handle)
+
+    def remove_writer(self, fd: Any) -> bool:
+        """Returns whether there was one."""
+        return self._remove(fd, "writer")
+
+    def _entry(self, fd: int) -> _Descriptor:
+        entry = self._descriptors.get(fd)
+        if entry is None:
+            self._descriptors[fd] = entry = _Descriptor(self, fd)
+        return entry
+
+    def _swap(self, entry: _Descriptor, side: str, handle: asyncio.Handle | None) -> None:
+        former = getattr(entry, side)
+        setattr(entry, side, handle)
+        try:
+            entry.watch()
+        except OSError:
+            setattr(entry, side, former)
+            if not entry.mask:
+                self._forget_descriptor(entry.fd)
+            raise
+        if former is not None:
+            former.cancel()
+        if not entry.mask:
+            self._forget_descriptor(entry.fd)
+
+    def _remove(self, fd: Any, side: str) -> bool:
+        fd = self._ensure_fd_no_transport(fd)
+        entry = self._descriptors.get(fd)
+        if entry is None or getattr(entry, side) is None:
+            return False
+        self._swap(entry, side, None)
+        return True
+
+    def _run_reader(self, entry: _Descriptor, handle: asyncio.Handle) -> None:
+        if handle.cancelled():
+            self._swap(entry, "reader", None)
+        else:
+            self._run_handle(handle)  # type: ignore[attr-defined]
+
+    def _run_writer(self, entry: _Descriptor, handle: asyncio.Handle) -> None:
+        if handle.cancelled():
+            self._swap(entry, "writer", None)
+        else:
+            self._run_handle(handle)  # type: ignore[attr-defined]
+
+    # -- operations -------------------------------------------------------------------------------
+
+    async def sock_recv(self, sock: socket.socket, n: int) -> bytes:
+        """Receive up to n bytes; b"" at end of file."""
+        entry = self._descriptor_of(sock)
+
+        def attempt() -> bytes:
+            data = sock.recv(n)
+            # A stream gave less than it was asked for, so it is empty; unless its end has come,
+            # which edges report only once.
+            if 0 < len(data) < n and not entry.hup and sock.type == socket.SOCK_STREAM:
+                entry.readable = False
+            return data
+
+        if entry.readable and not entry.reads:
+            try:
+                return attempt()
+            except _WOULD_BLOCK:
+                entry.readable = False
+        data: bytes = await entry.wait(False, attempt)
+        return data
+
+    async def sock_recv_into(self, sock: socket.socket, buf: Buffer) -> int:
+        """Receive into buf; returns the number of bytes."""
+        return await self._do_read(sock, lambda: sock.recv_into(buf))  # type: ignore[no-any-return]
+
+    async def sock_recvfrom(self, sock: socket.socket, bufsize: int) -> tuple[bytes, Any]:
+        """Receive one datagram; returns it and its sender."""
+        return await self._do_read(sock, lambda: sock.recvfrom(bufsize))  # type: ignore[no-any-return]
+
+    async def sock_recvfrom_into(
+        self, sock: socket.socket, buf: Buffer, nbytes: int = 0
+    ) -> tuple[int, Any]:
+        """Receive one datagram into buf; returns its length and its sender."""
+        size = nbytes or len(buf)
+        return await self._do_read(sock, lambda: sock.recvfrom_into(buf, size))  # type: ignore[no-any-return]
+
+    async def sock_accept(self, sock: socket.socket) -> tuple[socket.socket, Any]:
+        """Accept one connection; returns its socket, non-blocking, and the peer's address."""
+
+        def attempt() -> tuple[socket.socket, Any]:
+            conn, address = sock.accept()
+            conn.setblocking(False)
+            return conn, address
+
+        return await self._do_read(sock, attempt)  # type: ignore[no-any-return]
+
+    async def _do_read(self, sock: socket.socket, attempt: Callable[[], Any]) -> Any:
+        entry = self._descriptor_of(sock)
+        if entry.readable and not entry.reads:
+            try:
+                return attempt()
+            except _WOULD_BLOCK:
+                entry.readable = False
+        return await entry.wait(False, attempt)
+
+    async def sock_sendall(self, sock: socket.socket, data: Any) -> None:
+        """Send all of data. After an exception nobody knows how much was sent."""
+        entry = self._descriptor_of(sock)
+        sent = 0
+        if not entry.writes:
+            try:
+                sent = sock.send(data)
+            except _WOULD_BLOCK:
+                sent = 0
+            if sent == len(data):
+                return
+        view = memoryview(data)
+
+        def attempt() -> None:
+            nonlocal sent
+            # Until EAGAIN: only that makes the kernel announce new room.
+            while sent < len(view):
+                sent += sock.send(view[sent:])
+
+        try:
+            if not entry.writes:
+                attempt()
+                return
+        except _WOULD_BLOCK:
+            entry.writable = False
+        await entry.wait(True, attempt)
+
+    async def sock_sendto(self, sock: socket.socket, data: Any, address: Any) -> int:
+        """Send one datagram; returns the number of bytes."""
+        entry = self._descriptor_of(sock)
+        if not entry.writes:
+            try:
+                return sock.sendto(data, address)
+            except _WOULD_BLOCK:
+                entry.writable = False
+        sent: int = await entry.wait(True, lambda: sock.sendto(data, 0, address))
+        return sent
+
+    async def sock_connect(self, sock: socket.socket, address: Any) -> None:
+        """Connect; host names are resolved by the executor."""
+        entry = self._descriptor_of(sock)
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            resolved = await self._ensure_resolved(  # type: ignore[attr-defined]
+                address, family=sock.family, type=sock.type, proto=sock.proto, loop=self
+            )
+            address = resolved[0][4]
+            entry = self._descriptor_of(sock)  # time has passed
+        try:
+            sock.connect(address)
+            return
+        except _WOULD_BLOCK:
+            pass
+
+        def attempt() -> None:
+            error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if error:
+                raise OSError(error, f"Connect call failed {address}")
+            try:
+                sock.getpeername()
+            except OSError as exc:  # an edge of before the connect
+                if exc.errno == errno.ENOTCONN:
+                    raise BlockingIOError from None
+                raise
+
+        await entry.wait(True, attempt)

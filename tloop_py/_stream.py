@@ -1,0 +1,265 @@
+"""Stream transports: TCP and Unix sockets. The C core receives, sends and queues."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from asyncio import constants, protocols
+from typing import TYPE_CHECKING, Any
+
+from tloop_py import _addr
+from tloop_py._ffi import DATA, DRAIN, EOF, KEEP_FD, READABLE, ffi, lib, oserror
+from tloop_py._transport import Transport, adopt
+
+if TYPE_CHECKING:
+    from asyncio.base_events import Server
+    from collections.abc import Iterable
+
+_EAGAIN = -errno.EAGAIN
+_READ_FAILED = "Fatal read error on socket transport"
+_WRITE_FAILED = "Fatal write error on socket transport"
+
+
+class StreamTransport(Transport, asyncio.Transport):
+    """A connected stream socket.
+
+    Made from a socket object (sock), which stays its owner, or from a handle that the C core
+    accepted, with the peer's address (peer) and the listening socket (like) that tells the kind.
+    """
+
+    _start_tls_compatible = True
+    _sendfile_compatible = constants._SendfileMode.TRY_NATIVE  # type: ignore[attr-defined]
+
+    def __init__(
+        self,
+        loop: Any,
+        protocol: asyncio.BaseProtocol,
+        waiter: asyncio.Future[None] | None = None,
+        *,
+        sock: socket.socket | None = None,
+        handle: int = 0,
+        peer: bytes | None = None,
+        like: socket.socket | None = None,
+        extra: dict[str, Any] | None = None,
+        server: Server | None = None,
+    ) -> None:
+        if sock is not None:
+            handle = adopt(lib.tl_stream_open(loop._c, sock.fileno(), KEEP_FD), repr(sock))
+        self._buffered = False
+        self._reading = False  # has reading begun?
+        self._eof = False
+        self._empty_waiter: asyncio.Future[None] | None = None
+        self._held: list[bytes] = []  # received, but paused by an earlier callback of the tick
+        self._like = like
+        super().__init__(loop, protocol, handle, sock, extra, server)
+        if peer is not None:
+            self._extra.setdefault("peername", _addr.parse(peer) or "")
+        self._begin(waiter)
+
+    def _make_socket(self) -> socket.socket:
+        like = self._like
+        assert like is not None
+        if not self._handle:  # asked for the first time after the end
+            sock = socket.socket(like.family, like.type, like.proto)
+            sock.close()
+            return sock
+        fd = lib.tl_release_fd(self._c, self._handle)
+        return socket.socket(like.family, like.type, like.proto, fileno=fd)
+
+    # -- receiving --------------------------------------------------------------------------------
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        buffered = isinstance(protocol, protocols.BufferedProtocol)
+        changed, self._buffered = buffered != self._buffered, buffered
+        super().set_protocol(protocol)
+        if changed and self._reading and self.is_reading():
+            self._read_on()
+
+    def _read_on(self) -> None:
+        start = lib.tl_stream_read_notify if self._buffered else lib.tl_stream_read_start
+        rc = start(self._c, self._handle)
+        if rc < 0:
+            self._loop.call_soon(self._fatal_error, oserror(rc), _READ_FAILED)
+
+    def _start_reading(self) -> None:
+        if self._handle:
+            self._reading = True
+            if self.is_reading():
+                self._take_events()
+                self._read_on()
+
+    def _stop_reading(self) -> None:
+        self._held.clear()
+        lib.tl_stream_read_stop(self._c, self._handle)
+
+    def pause_reading(self) -> None:
+        if self._closing or self._paused:
+            return
+        self._paused = True
+        lib.tl_stream_read_stop(self._c, self._handle)
+
+    def resume_reading(self) -> None:
+        if self._closing or not self._paused:
+            return
+        self._paused = False
+        if not self._reading:
+            return
+        self._take_events()
+        if self._held:
+            self._loop.call_soon(self._deliver_held)
+        self._read_on()
+
+    def _event(self, kind: int, result: int, offset: int) -> None:
+        if kind == DATA:
+            if self._closing:
+                return
+            data = self._arena[offset : offset + result]
+            if self._paused:
+                self._held.append(data)
+            else:
+                self._received(data)
+        elif kind == DRAIN:
+            self._drained()
+        elif self._closing and kind in (READABLE, EOF):
+            return
+        elif kind == READABLE:
+            if not self._paused:
+                self._receive_into()
+        elif kind == EOF:
+            # When paused: the end of file is still there after resuming.
+            if not self._paused:
+                self._received_eof()
+        elif not self._paused or self._closing:
+            # An error of a paused stream: the C core remembers it.
+            self._fatal_error(oserror(result), _READ_FAILED)
+
+    def _received(self, data: bytes) -> None:
+        try:
+            if self._buffered:  # the protocol has changed since the data came
+                protocols._feed_data_to_buffered_proto(self._protocol, data)  # type: ignore[attr-defined]
+            else:
+                self._protocol.data_received(data)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            self._fatal_error(exc, "Fatal error: protocol.data_received() call failed.")
+
+    def _deliver_held(self) -> None:
+        while self._held and self.is_reading():
+            self._received(self._held.pop(0))
+
+    def _receive_into(self) -> None:
+        try:
+            buf = self._protocol.get_buffer(-1)
+            if not len(buf):
+                raise RuntimeError("get_buffer() returned an empty buffer")
+            view = ffi.from_buffer(buf, require_writable=True)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            self._fatal_error(exc, "Fatal error: protocol.get_buffer() call failed.")
+            return
+        n = lib.tl_stream_recv(self._c, self._handle, view, len(view))
+        ffi.release(view)
+        if n > 0:
+            try:
+                self._protocol.buffer_updated(n)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as exc:
+                self._fatal_error(exc, "Fatal error: protocol.buffer_updated() call failed.")
+        elif n == 0:
+            self._received_eof()
+        elif n != _EAGAIN:
+            self._fatal_error(oserror(n), _READ_FAILED)
+
+    def _received_eof(self) -> None:
+        try:
+            keep_open = self._protocol.eof_received()
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            self._fatal_error(exc, "Fatal error: protocol.eof_received() call failed.")
+            return
+        if not keep_open:
+            self.close()
+
+    # -- sending ----------------------------------------------------------------------------------
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:  # type: ignore[override]
+        """Send; what the kernel does not take at once is copied. Never blocks."""
+        if type(data) is not bytes:
+            data = _as_bytes(data)
+        if self._eof:
+            raise RuntimeError("Cannot call write() after write_eof()")
+        if self._empty_waiter is not None:
+            raise RuntimeError("unable to write; sendfile is in progress")
+        if not data:
+            return
+        if self._conn_lost:
+            self._lost_write()
+            return
+        queued = lib.tl_stream_write(self._c, self._handle, data, len(data))
+        if queued:
+            self._not_all_sent(queued)
+
+    def _not_all_sent(self, queued: int) -> None:
+        if queued > 0:
+            self._maybe_pause_protocol()
+        elif self._loop.is_closed():
+            raise RuntimeError("Event loop is closed")
+        else:
+            self._fatal_error(oserror(queued), _WRITE_FAILED)
+
+    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:  # type: ignore[override]
+        """As one write of all; the parts are joined, which is cheaper than telling C of each."""
+        if self._eof:
+            raise RuntimeError("Cannot call writelines() after write_eof()")
+        if self._empty_waiter is not None:
+            raise RuntimeError("unable to writelines; sendfile is in progress")
+        self.write(b"".join(list_of_data))
+
+    def write_eof(self) -> None:
+        """Half-close: the peer reads end of file after what is queued."""
+        if self._closing or self._eof:
+            return
+        self._eof = True
+        rc = lib.tl_stream_shutdown(self._c, self._handle)
+        if rc < 0:
+            raise oserror(rc)
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    # -- asyncio's sendfile() waits for an empty queue --------------------------------------------
+
+    def _make_empty_waiter(self) -> asyncio.Future[None]:
+        if self._empty_waiter is not None:
+            raise RuntimeError("Empty waiter is already set")
+        self._empty_waiter = self._loop.create_future()
+        if not self.get_write_buffer_size():
+            self._empty_waiter.set_result(None)
+        return self._empty_waiter
+
+    def _reset_empty_waiter(self) -> None:
+        self._empty_waiter = None
+
+    def _emptied(self) -> None:
+        if self._empty_waiter is not None and not self._empty_waiter.done():
+            self._empty_waiter.set_result(None)
+        super()._emptied()
+
+    def _call_connection_lost(self, exc: BaseException | None) -> None:
+        super()._call_connection_lost(exc)
+        waiter = self._empty_waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_exception(ConnectionError("Connection is closed by peer"))
+
+
+def _as_bytes(data: object) -> bytes:
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise TypeError(
+            f"data argument must be a bytes-like object, not {type(data).__name__!r}"
+        )
+    return bytes(data)

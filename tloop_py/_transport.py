@@ -1,0 +1,255 @@
+"""What stream and datagram transports share: life cycle, flow control, extra info."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import warnings
+from asyncio import constants, transports, trsock
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any
+
+from tloop_py import _addr, _compat
+from tloop_py._ffi import ffi, lib, oserror
+
+if TYPE_CHECKING:
+    from asyncio.base_events import Server
+
+_logger = logging.getLogger("asyncio")
+
+_LAZY_INFO = ("socket", "sockname", "peername")
+_MAX_MARK = (1 << 62) - 1
+
+
+class Transport(transports._FlowControlMixin):  # type: ignore[misc]
+    """One handle of the C core, as an asyncio transport.
+
+    `_closing` is set when nothing more may be delivered, `_conn_lost` counts from the moment when
+    connection_lost is scheduled; both as in asyncio, whose order of calls this keeps.
+    """
+
+    # What __del__ needs when a constructor fails.
+    _handle = 0
+    _sock: socket.socket | None = None
+    _server: Server | None = None
+
+    def __init__(
+        self,
+        loop: Any,
+        protocol: asyncio.BaseProtocol,
+        handle: int,
+        sock: socket.socket | None,
+        extra: dict[str, Any] | None,
+        server: Server | None,
+    ) -> None:
+        self._c = loop._c
+        self._arena = loop._arena
+        self._handle = handle
+        self._sock = sock
+        self._fd: int = lib.tl_fd(self._c, handle)
+        super().__init__(extra, loop)
+        self._closing = False
+        self._conn_lost = 0
+        self._paused = False
+        self._protocol_connected = False
+        self.set_protocol(protocol)
+        if server is not None:
+            _compat.attach(server, self)
+            self._server = server
+        loop._transports[self._fd] = self
+        self._take_events()
+
+    def __repr__(self) -> str:
+        info = [self.__class__.__name__]
+        if not self._handle:
+            info.append("closed")
+        elif self._closing:
+            info.append("closing")
+        info.append(f"fd={self._fd}")
+        if self._handle and not self._loop.is_closed():
+            info.append(f"read={'polling' if self.is_reading() else 'idle'}")
+            size = self.get_write_buffer_size()
+            info.append(f"write=<{'polling' if size else 'idle'}, bufsize={size}>")
+        return f"<{' '.join(info)}>"
+
+    def _take_events(self) -> None:
+        """Have events delivered in the present context."""
+        self._loop._handlers[self._handle] = (copy_context().run, self._event)
+
+    def _event(self, kind: int, result: int, offset: int) -> None:
+        raise NotImplementedError
+
+    def _begin(self, waiter: asyncio.Future[None] | None) -> None:
+        """Reading starts after connection_made, and the waiter is woken after both."""
+        self._loop.call_soon(self._protocol.connection_made, self)
+        self._loop.call_soon(self._start_reading)
+        if waiter is not None:
+            self._loop.call_soon(_wake, waiter)
+
+    def _start_reading(self) -> None:
+        raise NotImplementedError
+
+    # -- protocol and state -----------------------------------------------------------------------
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._protocol = protocol
+        self._protocol_connected = True
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        return self._protocol
+
+    def is_closing(self) -> bool:
+        return self._closing
+
+    def is_reading(self) -> bool:
+        return not self._closing and not self._paused
+
+    # -- flow control -----------------------------------------------------------------------------
+
+    def _set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        super()._set_write_buffer_limits(high=high, low=low)
+        high, low = min(int(self._high_water), _MAX_MARK), min(int(self._low_water), _MAX_MARK)
+        if self._handle:
+            lib.tl_watermarks(self._c, self._handle, high, low)
+
+    def get_write_buffer_size(self) -> int:
+        """Bytes that the kernel has not taken yet."""
+        if not self._handle:
+            return 0
+        size: int = lib.tl_queued(self._c, self._handle)
+        return max(size, 0)
+
+    def _drained(self) -> None:
+        if self._conn_lost:
+            return
+        self._maybe_resume_protocol()  # which may write
+        if self._handle and not self.get_write_buffer_size():
+            self._emptied()
+
+    def _emptied(self) -> None:
+        if self._closing:
+            self._conn_lost += 1
+            self._call_connection_lost(None)
+
+    # -- the end ----------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Stop receiving, send what is queued, then connection_lost(None)."""
+        if self._closing:
+            return
+        self._closing = True
+        self._stop_reading()
+        if not self.get_write_buffer_size():
+            self._conn_lost += 1
+            self._loop.call_soon(self._call_connection_lost, None)
+
+    def abort(self) -> None:
+        """Drop what is queued, then connection_lost(None)."""
+        self._force_close(None)
+
+    def _stop_reading(self) -> None:
+        raise NotImplementedError
+
+    def _fatal_error(
+        self, exc: BaseException, message: str = "Fatal error on transport"
+    ) -> None:
+        if isinstance(exc, OSError):
+            if self._loop.get_debug():
+                _logger.debug("%r: %s", self, message, exc_info=exc)
+        else:
+            self._loop.call_exception_handler(
+                {
+                    "message": message,
+                    "exception": exc,
+                    "transport": self,
+                    "protocol": self._protocol,
+                }
+            )
+        self._force_close(exc)
+
+    def _force_close(self, exc: BaseException | None) -> None:
+        if self._conn_lost:
+            return
+        if not self._closing:
+            self._closing = True
+            self._stop_reading()
+        self._conn_lost += 1
+        self._loop.call_soon(self._call_connection_lost, exc)
+
+    def _call_connection_lost(self, exc: BaseException | None) -> None:
+        try:
+            if self._protocol_connected:
+                self._protocol.connection_lost(exc)
+        finally:
+            self._release()
+            self._protocol = None
+            self._loop = None
+            server, self._server = self._server, None
+            if server is not None:
+                _compat.detach(server, self)
+
+    def _release(self) -> None:
+        """Give the descriptor back; what is asked of a closed transport is remembered."""
+        self.get_extra_info("sockname")
+        self.get_extra_info("peername")
+        self._loop._handlers.pop(self._handle, None)
+        if self._loop._transports.get(self._fd) is self:
+            del self._loop._transports[self._fd]
+        self._close_handle()
+
+    def _close_handle(self) -> None:
+        handle, self._handle = self._handle, 0
+        lib.tl_close(self._c, handle)
+        if self._sock is not None:
+            self._sock.close()
+
+    def __del__(self, _warn: Any = warnings.warn) -> None:
+        if self._handle:
+            _warn(f"unclosed transport {self!r}", ResourceWarning, source=self)
+            self._close_handle()
+            if self._server is not None:
+                _compat.detach(self._server, self)
+
+    def _lost_write(self) -> None:
+        """A write after the connection was lost."""
+        if self._conn_lost >= constants.LOG_THRESHOLD_FOR_CONNLOST_WRITES:
+            _logger.warning("socket.send() raised exception.")
+        self._conn_lost += 1
+
+    # -- extra info -------------------------------------------------------------------------------
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """As asyncio's: "socket" (a TransportSocket), "sockname", "peername", and what was given.
+        Found out when first asked for, or when the transport closes."""
+        if name in _LAZY_INFO and name not in self._extra:
+            self._extra[name] = self._find_info(name)
+        return self._extra.get(name, default)
+
+    def _find_info(self, name: str) -> Any:
+        if name == "socket":
+            if self._sock is None:
+                self._sock = self._make_socket()
+            return trsock.TransportSocket(self._sock)
+        if not self._handle:
+            return None
+        raw = ffi.new("tl_addr *")
+        ask = lib.tl_sockname if name == "sockname" else lib.tl_peername
+        if ask(self._c, self._handle, raw) < 0:
+            return None
+        return _addr.parse(bytes(ffi.buffer(raw)))
+
+    def _make_socket(self) -> socket.socket:
+        raise NotImplementedError
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.cancelled():
+        waiter.set_result(None)
+
+
+def adopt(handle: int, what: str) -> int:
+    """The handle, or the OSError that it stands for."""
+    if handle < 0:
+        raise oserror(handle, what)
+    return handle
