@@ -546,6 +546,10 @@ TL_API int64_t tl_queued(const tl_loop *loop, tl_handle handle);
    Returns: 0, -EINVAL unless 0 <= low <= high, TL_EBADH, TL_EKIND. Thread: loop. */
 TL_API int tl_watermarks(tl_loop *loop, tl_handle handle, int64_t high, int64_t low);
 
+/* Drop what is in the queue of a stream or UDP handle; no TL_EV_DRAIN comes for it.
+   Returns: the number of bytes dropped, TL_EBADH, TL_EKIND. Thread: loop. */
+TL_API int64_t tl_discard(tl_loop *loop, tl_handle handle);
+
 /* Half-close: after the queue is sent, tell the peer that no more comes. Reading goes on.
    Returns: 0, -errno, TL_EBADH, TL_EKIND. Thread: loop. */
 TL_API int tl_stream_shutdown(tl_loop *loop, tl_handle stream);
@@ -2596,9 +2600,13 @@ static void tl__packet_drop(tl_loop *loop, tl__udp *u) {
   tl__free(loop, p);
 }
 
-static void tl__udp_teardown(tl_loop *loop, tl__udp *u) {
+static void tl__packets_clear(tl_loop *loop, tl__udp *u) {
   while (u->first) tl__packet_drop(loop, u);
   tl__heap_remove(loop, &u->pause);
+}
+
+static void tl__udp_teardown(tl_loop *loop, tl__udp *u) {
+  tl__packets_clear(loop, u);
   tl__io_teardown(loop, &u->io);
 }
 
@@ -2814,6 +2822,22 @@ TL_API int tl_close(tl_loop *loop, tl_handle handle) {
   head->next_closing = loop->closing;
   loop->closing = head;
   return 0;
+}
+
+TL_API int64_t tl_discard(tl_loop *loop, tl_handle handle) {
+  int error;
+  tl__flow *flow = tl__open_flow(loop, handle, &error);
+  if (!flow) return error;
+  tl__io *io = tl__open_io(loop, handle, &error);
+  int64_t nbytes = flow->queued;
+  if (io->head.kind == TL__UDP)
+    tl__packets_clear(loop, (tl__udp *)io);
+  else
+    tl__queue_clear(loop, (tl__stream *)io);
+  flow->above = false;
+  if (io->head.kind == TL__UDP || !((tl__stream *)io)->connecting) tl__unwant(io, TL_WRITE);
+  tl__trim(loop, io);
+  return nbytes;
 }
 
 TL_API int tl_set_callback(tl_loop *loop, tl_handle handle, tl_event_cb callback, void *user) {

@@ -23,6 +23,7 @@ __all__ = [
     "DATA",
     "LoopClosed",
     "create_loop",
+    "dead_loop",
     "ffi",
     "lib",
     "oserror",
@@ -68,7 +69,7 @@ def oserror(code: int, what: str = "") -> OSError:
 
 
 def create_loop(backend: str | None) -> Any:
-    """Make a C loop whose memory lives as long as the returned object.
+    """Make a C loop; the caller ends it with `lib.tl_loop_close`.
 
     Raises ValueError for an unknown backend, naming the known ones, and OSError.
     """
@@ -86,4 +87,17 @@ def create_loop(backend: str | None) -> Any:
             asked = repr(backend) if backend else f"TLOOP_BACKEND={os.environ['TLOOP_BACKEND']!r}"
             raise ValueError(f"unknown tloop backend {asked}; known are: {known}")
         raise oserror(error[0], "cannot make an event loop")
-    return ffi.gc(loop, lib.tl_loop_close)
+    return loop
+
+
+_dead: Any = None
+
+
+def dead_loop() -> Any:
+    """What objects of a closed loop refer to instead of freed memory: a C loop that has ended, on
+    which every function answers with an error. Finalizers run in any order, so it must be there."""
+    global _dead
+    if _dead is None:
+        _dead = create_loop(None)
+        lib.tl_loop_shutdown(_dead)
+    return _dead

@@ -11,6 +11,7 @@ import asyncio
 import heapq
 import logging
 import os
+import threading
 import weakref
 from asyncio import base_events, events
 from itertools import repeat
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from tloop_py._compat import STEP_TYPE
 from tloop_py._datagram import DatagramMixin
-from tloop_py._ffi import CAP_VIRTUAL, SIGNAL, create_loop, ffi, lib, oserror
+from tloop_py._ffi import CAP_VIRTUAL, SIGNAL, create_loop, dead_loop, ffi, lib, oserror
 from tloop_py._server import ServerMixin
 from tloop_py._signals import SignalMixin
 from tloop_py._sock import SockMixin
@@ -54,6 +55,9 @@ class Loop(SockMixin, SignalMixin, ServerMixin, DatagramMixin, asyncio.BaseEvent
         # First, so that a failing constructor leaves an object that __del__ finds closed.
         self._closed = True
         self._c: Any = create_loop(backend)
+        self._dead: Any = dead_loop()
+        # Held while another thread is inside the C loop. Reentrant: signal handlers wake the loop.
+        self._wake_lock = threading.RLock()
         super().__init__()
         self._events: Any = ffi.new("tl_event[]", _CAPACITY)
         self._rows = memoryview(ffi.buffer(self._events)).cast("B").cast("q")
@@ -85,6 +89,7 @@ class Loop(SockMixin, SignalMixin, ServerMixin, DatagramMixin, asyncio.BaseEvent
     def stats(self) -> dict[str, int]:
         """Counters of the C core: ticks, events, syscalls, bytes_in, bytes_out, idle_ns, wakes,
         handles (made), live (not yet closed), queued (bytes waiting to be sent)."""
+        self._bury_sockets()
         out = ffi.new("tl_stats *")
         lib.tl_loop_stats(self._c, out)
         return {name: getattr(out, name) for name, _ in ffi.typeof("tl_stats").fields}
@@ -99,17 +104,22 @@ class Loop(SockMixin, SignalMixin, ServerMixin, DatagramMixin, asyncio.BaseEvent
         super().close()
         self._timers.clear()
         self._handlers.clear()
-        self._close_socks()
+        self._close_descriptors(self._dead)
+        for transport in self._transports.values():
+            transport._c = self._dead
         self._transports.clear()
         self._rest = None
-        lib.tl_loop_shutdown(self._c)
+        with self._wake_lock:
+            c, self._c = self._c, self._dead
+        lib.tl_loop_close(c)
 
     def _virtual_time(self) -> float:
         now: int = lib.tl_loop_now(self._c)
         return now / 1e9
 
     def _write_to_self(self) -> None:
-        lib.tl_loop_wake(self._c)
+        with self._wake_lock:
+            lib.tl_loop_wake(self._c)
 
     # -- scheduling -------------------------------------------------------------------------------
 
@@ -122,7 +132,10 @@ class Loop(SockMixin, SignalMixin, ServerMixin, DatagramMixin, asyncio.BaseEvent
         """As asyncio's. A task that schedules its own step gets no handle: it ignores it, and one
         tuple costs half of what a Handle does (a turn of sleep(0): 0.54 instead of 0.79 us)."""
         if self._debug or self._closed:
-            return super().call_soon(callback, *args, context=context)
+            handle = super().call_soon(callback, *args, context=context)
+            if handle._source_traceback:
+                del handle._source_traceback[-1]
+            return handle
         if context is not None:
             kind = type(callback)
             if kind is STEP_TYPE or (
@@ -179,9 +192,9 @@ class Loop(SockMixin, SignalMixin, ServerMixin, DatagramMixin, asyncio.BaseEvent
         if not self._timers:
             return -1
         seconds = self._timers[0][0] - self.time()
-        if seconds > _MAX_TIMEOUT:
-            seconds = _MAX_TIMEOUT
-        return 0 if seconds <= 0 else int(seconds * 1e9) + 1
+        if not seconds > 0:  # due, or not a number: that timer fires at once, as on asyncio
+            return 0
+        return int(min(seconds, _MAX_TIMEOUT) * 1e9) + 1
 
     def _move_due_timers(self) -> None:
         timers = self._timers
@@ -324,6 +337,7 @@ class Loop(SockMixin, SignalMixin, ServerMixin, DatagramMixin, asyncio.BaseEvent
         """Run until stop() is called. In the main thread signals wake the loop, so that handlers
         of `signal.signal` and Ctrl-C act at once."""
         former = self._begin_wakeup_fd()
+        self._home_thread = threading.get_ident()
         try:
             super().run_forever()
         finally:

@@ -13,6 +13,7 @@ import asyncio
 import collections
 import errno
 import socket
+import threading
 import weakref
 from asyncio import base_events, events
 from contextvars import copy_context
@@ -43,7 +44,7 @@ class _Descriptor:
     """What a loop knows of one file descriptor."""
 
     __slots__ = (
-        "__weakref__", "_c", "_edge", "_loop", "fd", "handle", "hup", "mask", "readable",
+        "__weakref__", "_c", "_edge", "_loop", "fd", "gone", "handle", "hup", "mask", "readable",
         "reader", "reads", "sock", "writable", "writer", "writes",
     )  # fmt: skip
 
@@ -65,6 +66,7 @@ class _Descriptor:
         self.writes: collections.deque[_Op] = collections.deque()
         self.readable = self.writable = True  # not known, so try
         self.hup = False
+        self.gone = False
         loop._handlers[self.handle] = (copy_context().run, self._event)
 
     def __repr__(self) -> str:
@@ -87,7 +89,19 @@ class _Descriptor:
             raise oserror(rc)
         self.mask = mask
 
+    def serve(self, sock: socket.socket) -> None:
+        """From now on for sock_* operations on sock."""
+        self.sock = weakref.ref(sock, self._socket_died)
+
+    def _socket_died(self, ref: object) -> None:
+        """The collector may run in any thread, also while the C loop works without the lock."""
+        self._loop._dead_descriptors.append(self)
+        if threading.get_ident() == self._loop._home_thread:
+            self._loop._bury_sockets()
+
     def close(self) -> None:
+        self.gone = True
+        self.sock = None
         self._loop._handlers.pop(self.handle, None)
         lib.tl_close(self._c, self.handle)
 
@@ -152,6 +166,8 @@ class SockMixin(asyncio.BaseEventLoop):
     def __init__(self) -> None:
         super().__init__()
         self._descriptors: dict[int, _Descriptor] = {}
+        self._dead_descriptors: collections.deque[_Descriptor] = collections.deque()
+        self._home_thread = threading.get_ident()  # where the loop was made, or runs
         self._edge = bool(lib.tl_loop_caps(self._c) & CAP_EDGE)
 
     # -- descriptors ------------------------------------------------------------------------------
@@ -188,9 +204,10 @@ class SockMixin(asyncio.BaseEventLoop):
         if fd < 0:
             raise OSError(errno.EBADF, "Bad file descriptor")
         self._ensure_fd_no_transport(fd)
+        self._bury_sockets()
         if entry is None:
             self._descriptors[fd] = entry = _Descriptor(self, fd)
-        entry.sock = weakref.ref(sock)
+        entry.serve(sock)
         return entry
 
     def _forget_descriptor(self, fd: int) -> None:
@@ -198,8 +215,23 @@ class SockMixin(asyncio.BaseEventLoop):
         if entry is not None:
             entry.close()
 
-    def _close_socks(self) -> None:
+    def _bury_sockets(self) -> None:
+        """Let go of descriptors whose socket objects are gone."""
+        while self._dead_descriptors:
+            entry = self._dead_descriptors.popleft()
+            if entry.gone or (entry.sock is not None and entry.sock() is not None):
+                continue
+            entry.sock = None
+            if entry.reader is None and entry.writer is None:
+                if self._descriptors.get(entry.fd) is entry:
+                    del self._descriptors[entry.fd]
+                entry.close()
+
+    def _close_descriptors(self, dead: Any) -> None:
+        for entry in self._descriptors.values():
+            entry._c, entry.gone = dead, True
         self._descriptors.clear()
+        self._dead_descriptors.clear()
 
     # -- readers and writers ----------------------------------------------------------------------
 
@@ -390,4 +422,13 @@ class SockMixin(asyncio.BaseEventLoop):
                     raise BlockingIOError from None
                 raise
 
-        await entry.wait(True, attempt)
+        try:
+            await entry.wait(True, attempt)
+        finally:
+            self._release_connected(entry)
+
+    def _release_connected(self, entry: _Descriptor) -> None:
+        """Most sockets become a transport's now, or are closed because they failed."""
+        used = entry.reader or entry.writer or entry.reads
+        if not used and self._descriptors.get(entry.fd) is entry:
+            self._forget_descriptor(entry.fd)

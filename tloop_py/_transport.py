@@ -171,6 +171,7 @@ class Transport(transports._FlowControlMixin):  # type: ignore[misc]
     def _force_close(self, exc: BaseException | None) -> None:
         if self._conn_lost:
             return
+        lib.tl_discard(self._c, self._handle)
         if not self._closing:
             self._closing = True
             self._stop_reading()
