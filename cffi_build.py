@@ -45,6 +45,28 @@ PREAMBLE = """
 #define TL_API static
 #define TLOOP_IMPLEMENTATION
 #include "tloop.h"
+#include <string.h>
+
+/* cffi gives the GIL up around every call. Only waiting blocks; the other functions take a
+   microsecond, giving up and taking back costs 0.1 of it, and a busy thread in between would keep
+   the GIL for 5 ms each time. So only the wrappers of functions that wait let go of it, and
+   none bothers with errno, which the library does not use. (PyPy has its own ways.) */
+#if defined(Py_PYTHON_H) && !defined(PYPY_VERSION)
+static inline int tloop_waits(const char *wrapper) {
+  return !strcmp(wrapper, "_cffi_f_tl_loop_poll") || !strcmp(wrapper, "_cffi_f_tl_loop_step") ||
+         !strcmp(wrapper, "_cffi_f_tl_loop_run");
+}
+#undef Py_BEGIN_ALLOW_THREADS
+#undef Py_END_ALLOW_THREADS
+#define Py_BEGIN_ALLOW_THREADS \
+  { PyThreadState *_save = tloop_waits(__func__) ? PyEval_SaveThread() : NULL;
+#define Py_END_ALLOW_THREADS \
+  if (_save) PyEval_RestoreThread(_save); }
+#undef _cffi_restore_errno
+#undef _cffi_save_errno
+#define _cffi_restore_errno() ((void)0)
+#define _cffi_save_errno() ((void)0)
+#endif
 """
 COMPILE_ARGS = ["-std=gnu11", "-O3", "-g1", "-fvisibility=hidden", "-fno-semantic-interposition"]
 

@@ -99,7 +99,11 @@
 
 #ifndef TL_API
 #ifdef TL_STATIC
+#ifdef __GNUC__
+#define TL_API static __attribute__((unused))
+#else
 #define TL_API static
+#endif
 #else
 #define TL_API extern
 #endif
@@ -537,6 +541,12 @@ TL_API int64_t tl_stream_write(tl_loop *loop, tl_handle stream, const void *data
    Returns: as tl_stream_write, -EINVAL for count < 0. Thread: loop. */
 TL_API int64_t tl_stream_writev(tl_loop *loop, tl_handle stream, const tl_buf *bufs, int count);
 
+/* Many writes with one call, for bindings where a call is dear: rows holds count handles, then count
+   lengths; data holds the bytes of all, one behind the other. Each length is replaced by what
+   tl_stream_write answers.
+   Returns: how many answers are not 0, -EINVAL for count < 0. Thread: loop. */
+TL_API int tl_stream_write_batch(tl_loop *loop, int64_t *rows, int count, const void *data);
+
 /* Bytes in the queue of a stream or UDP handle.
    Returns: bytes, TL_EBADH, TL_EKIND. Thread: loop. */
 TL_API int64_t tl_queued(const tl_loop *loop, tl_handle handle);
@@ -641,6 +651,10 @@ TL_API int tl_dummy_ready(tl_loop *loop, int fd, int mask);
 
 // >>config
 
+#if defined(__GLIBC__) && !defined(__USE_GNU)
+#error "tloop: include tloop.h before any system header, or define _GNU_SOURCE"
+#endif
+
 #if defined(__linux__)
 #define TL__SUPPORT_EPOLL 1
 #endif
@@ -658,6 +672,9 @@ TL_API int tl_dummy_ready(tl_loop *loop, int fd, int mask);
 #error "tloop: every backend is switched off; leave one of epoll, poll, dummy"
 #endif
 
+#if (defined(TL_MALLOC) + defined(TL_REALLOC) + defined(TL_FREE)) % 3
+#error "tloop: define TL_MALLOC, TL_REALLOC and TL_FREE, or none of them"
+#endif
 #ifndef TL_MALLOC
 #define TL_MALLOC(n) malloc(n)
 #define TL_REALLOC(p, n) realloc(p, n)
@@ -883,7 +900,7 @@ struct tl_loop {
   int epoll_fd;
   struct pollfd *pollfds; /* poll backend; [0] is the wake pipe */
   tl_handle *poll_ids;
-  size_t poll_count, poll_capacity;
+  size_t poll_count, poll_capacity, poll_start;
   tl__ready *script; /* dummy backend: id is a descriptor */
   size_t script_count, script_capacity;
   tl_stats stats;
@@ -1064,9 +1081,11 @@ TL_API int64_t tl_loop_now(const tl_loop *loop) { return loop->now_ns; }
 
 TL_API int64_t tl_loop_update_now(tl_loop *loop) { return loop->now_ns = tl__clock(loop); }
 
+#if defined(TL__HAS_EPOLL) || defined(TL__HAS_POLL)
 static struct timespec tl__timespec(int64_t ns) {
   return (struct timespec){.tv_sec = (time_t)(ns / 1000000000), .tv_nsec = (long)(ns % 1000000000)};
 }
+#endif
 
 #ifdef TL__HAS_EPOLL
 /* The kernel's milliseconds, rounded up: a timer must never be early. */
@@ -1174,7 +1193,10 @@ static int tl__arm(tl_loop *loop, tl__io *io, int mask) {
   if (rival) old = 0;
   if (!old && !mask) return 0;
   rc = tl__ctl(loop, io->fd, io->head.id, old, mask);
-  if (rc == -ENOENT && mask) rc = tl__ctl(loop, io->fd, io->head.id, 0, mask);
+  if (rc == -ENOENT && mask) {
+    loop->rebuild = true; /* a duplicate of the old file may live on and be reported as this one */
+    rc = tl__ctl(loop, io->fd, io->head.id, 0, mask);
+  }
   if (rc == -EEXIST && !rival) rc = tl__ctl(loop, io->fd, io->head.id, mask, mask);
   if (!mask) rc = 0; /* a descriptor that is gone is not watched either */
   if (rc < 0) return rc;
@@ -1401,13 +1423,14 @@ static int tl__poll_wait(tl_loop *loop, int64_t timeout_ns) {
   int n = ppoll(loop->pollfds, loop->poll_count, timeout_ns < 0 ? NULL : &ts, NULL);
   if (n < 0) return errno == EINTR ? 0 : -errno;
   /* Start behind where the last tick ended, else the first descriptors would starve the others. */
-  size_t start = loop->poll_count ? (size_t)loop->stats.ticks % loop->poll_count : 0;
-  for (size_t k = 0; n > 0 && k < loop->poll_count && loop->ready_count < TL__READY_MAX; k++) {
-    size_t i = (start + k) % loop->poll_count;
+  size_t i = loop->poll_start;
+  for (size_t k = 0; n > 0 && k < loop->poll_count && loop->ready_count < TL__READY_MAX; k++, i++) {
+    if (i >= loop->poll_count) i = 0;
     if (!loop->pollfds[i].revents) continue;
     tl__poll_one(loop, i);
     n--;
   }
+  loop->poll_start = i;
   return 0;
 }
 
@@ -2342,6 +2365,19 @@ TL_API int64_t tl_stream_writev(tl_loop *loop, tl_handle stream, const tl_buf *b
 TL_API int64_t tl_stream_write(tl_loop *loop, tl_handle stream, const void *data, size_t nbytes) {
   tl_buf buf = {data, nbytes};
   return tl_stream_writev(loop, stream, &buf, 1);
+}
+
+TL_API int tl_stream_write_batch(tl_loop *loop, int64_t *rows, int count, const void *data) {
+  const unsigned char *at = (const unsigned char *)data;
+  int answers = 0;
+  if (count < 0) return -EINVAL;
+  for (int i = 0; i < count; i++) {
+    size_t nbytes = (size_t)rows[count + i];
+    rows[count + i] = tl_stream_write(loop, rows[i], at, nbytes);
+    answers += rows[count + i] != 0;
+    at += nbytes;
+  }
+  return answers;
 }
 
 TL_API int tl_stream_shutdown(tl_loop *loop, tl_handle stream) {

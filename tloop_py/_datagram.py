@@ -17,6 +17,8 @@ from tloop_py._transport import Transport, adopt
 class DatagramTransport(Transport, asyncio.DatagramTransport):
     """A datagram socket; address: the only peer that datagrams may be sent to."""
 
+    __slots__ = ("_address", "_connected", "_family")
+
     def __init__(
         self,
         loop: Any,

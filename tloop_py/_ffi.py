@@ -74,6 +74,8 @@ def create_loop(backend: str | None) -> Any:
     Raises ValueError for an unknown backend, naming the known ones, and OSError.
     """
     global _primed
+    if backend is not None and not isinstance(backend, str):
+        raise TypeError(f"backend must be str or None, not {type(backend).__name__}")
     if not _primed:
         lib.tl_prime_malloc(_PRIME_BYTES)
         _primed = True

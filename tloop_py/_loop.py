@@ -13,14 +13,16 @@ import logging
 import os
 import threading
 import weakref
-from asyncio import base_events, events
+from asyncio import base_events, events, format_helpers
+from contextvars import copy_context
 from itertools import repeat
 from types import BuiltinFunctionType
 from typing import TYPE_CHECKING, Any
 
 from tloop_py._compat import STEP_TYPE
 from tloop_py._datagram import DatagramMixin
-from tloop_py._ffi import CAP_VIRTUAL, SIGNAL, create_loop, dead_loop, ffi, lib, oserror
+from tloop_py._ffi import CAP_VIRTUAL, DATA, SIGNAL, create_loop, dead_loop, ffi, lib, oserror
+from tloop_py._outbox import Outbox
 from tloop_py._server import ServerMixin
 from tloop_py._signals import SignalMixin
 from tloop_py._sock import SockMixin
@@ -28,6 +30,8 @@ from tloop_py._sock import SockMixin
 if TYPE_CHECKING:
     import contextvars
     from collections.abc import Callable, Iterator
+
+    from tloop_py._receiver import EventReceiver
 
     Row = tuple[int, int, int, int]
 
@@ -39,8 +43,46 @@ _MAX_TIMEOUT = 24 * 3600  # seconds; asyncio's limit for one wait
 # As asyncio: rebuild the timer heap when more than half of more than 100 timers are cancelled.
 _MIN_TIMERS = 100
 
-_Handle = events.Handle
 _live: weakref.WeakSet[Loop] | None = None
+
+
+class Handle(events.Handle):
+    """asyncio's Handle, made and run with fewer steps; not used in debug mode."""
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        callback: Callable[..., object],
+        args: tuple[Any, ...],
+        loop: asyncio.AbstractEventLoop,
+        context: contextvars.Context,
+    ) -> None:
+        self._context = context
+        self._loop = loop
+        self._callback = callback
+        self._args = args
+        self._cancelled = False
+        self._repr = None
+        self._source_traceback = None
+
+    def _run(self) -> None:
+        args = self._args
+        try:
+            # A starred call costs 0.1 us more than a plain one.
+            if not args:
+                self._context.run(self._callback)
+            elif len(args) == 1:
+                self._context.run(self._callback, args[0])
+            else:
+                self._context.run(self._callback, *args)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            shown = format_helpers._format_callback_source(self._callback, args)
+            self._loop.call_exception_handler(
+                {"message": f"Exception in callback {shown}", "exception": exc, "handle": self}
+            )
 
 
 class Loop(SockMixin, SignalMixin, ServerMixin, DatagramMixin, asyncio.BaseEventLoop):
@@ -64,8 +106,9 @@ class Loop(SockMixin, SignalMixin, ServerMixin, DatagramMixin, asyncio.BaseEvent
         self._arena: Any = ffi.buffer(
             lib.tl_loop_arena(self._c), lib.tl_loop_arena_bytes(self._c)
         )
-        # handle -> (run in a context, event method); what is missing here gets no events.
-        self._handlers: dict[int, tuple[Callable[..., None], Callable[[int, int, int], None]]] = {}
+        # handle -> who receives its events; what is missing here gets none.
+        self._handlers: dict[int, EventReceiver] = {}
+        self._outbox = Outbox()
         # fd -> transport, to protect transports' descriptors from add_reader and sock_*.
         self._transports: dict[int, Any] = {}
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
@@ -141,9 +184,11 @@ class Loop(SockMixin, SignalMixin, ServerMixin, DatagramMixin, asyncio.BaseEvent
             if kind is STEP_TYPE or (
                 kind is BuiltinFunctionType and callback.__name__ == "task_wakeup"
             ):
-                self._ready.append((context.run, callback, *args))
+                self._ready.append((context, callback, *args))
                 return None
-        handle = _Handle(callback, args, self, context)
+        else:
+            context = copy_context()
+        handle = Handle(callback, args, self, context)
         self._ready.append(handle)
         return handle
 
@@ -212,11 +257,15 @@ class Loop(SockMixin, SignalMixin, ServerMixin, DatagramMixin, asyncio.BaseEvent
         """Tick until stop() is called. The inherited run_forever would come back here each time."""
         ready, timers, rows = self._ready, self._timers, self._rows
         poll, c, table = lib.tl_loop_poll, self._c, self._events
+        outbox = self._outbox
         taken = True  # the events of the last poll
         try:
             if self._interrupted:
                 self._recover()
             while True:
+                if outbox.parts:
+                    outbox.flush()
+                outbox.is_open = not self._debug
                 timeout = 0 if ready and not timers else self._timeout_ns()
                 taken = False
                 n = poll(c, table, _CAPACITY, timeout)
@@ -245,6 +294,9 @@ class Loop(SockMixin, SignalMixin, ServerMixin, DatagramMixin, asyncio.BaseEvent
             if not taken:
                 self._rest = _by_row(rows[: lib.tl_loop_polled(c) * _ROW].tolist())
             raise
+        finally:
+            outbox.is_open = False
+            outbox.flush()
 
     def _run_ready(self, count: int) -> None:
         popleft = self._ready.popleft
@@ -252,34 +304,35 @@ class Loop(SockMixin, SignalMixin, ServerMixin, DatagramMixin, asyncio.BaseEvent
             item = popleft()
             if item.__class__ is tuple:
                 if len(item) == 2:
-                    item[0](item[1])
+                    item[0].run(item[1])
                 else:
-                    item[0](item[1], item[2])
+                    item[0].run(item[1], item[2])
             elif not item._cancelled:
                 item._run()
 
     def _dispatch(self, flat: list[int]) -> None:
         """Hand events to their handlers. An exception that ends the loop leaves the rest."""
         self._rest = rest = _by_row(flat)
-        get = self._handlers.get
+        arena, get = self._arena, self._handlers.get
         for handle, kind, result, offset in rest:
-            entry = get(handle)
-            if entry is None:
+            receiver = get(handle)
+            if receiver is None:
                 if kind == SIGNAL:
                     self._handle_signal(result)
                 continue
             try:
-                entry[0](entry[1], kind, result, offset)
+                if kind == DATA and receiver._plain:
+                    # The same as _event does, without two Python frames: 0.2 us of 5.
+                    receiver._context.run(
+                        receiver._protocol.data_received, arena[offset : offset + result]
+                    )
+                else:
+                    receiver._context.run(receiver._event, kind, result, offset)
             except (SystemExit, KeyboardInterrupt):
                 raise
             except BaseException as exc:
-                self._event_failed(entry[1], exc)
+                receiver._event_failed(exc)
         self._rest = None
-
-    def _event_failed(self, method: Callable[..., None], exc: BaseException) -> None:
-        self.call_exception_handler(
-            {"message": f"Exception in callback {method.__qualname__}()", "exception": exc}
-        )
 
     def _recover(self) -> None:
         """An exception (Ctrl-C, SystemExit) ended the loop in the middle of a tick: finish it, for
@@ -297,10 +350,12 @@ class Loop(SockMixin, SignalMixin, ServerMixin, DatagramMixin, asyncio.BaseEvent
     def _add_event_handles(self, flat: list[int], due: int) -> None:
         timers = [self._ready.pop() for _ in range(due)]
         for handle, kind, result, offset in _by_row(flat):
-            entry = self._handlers.get(handle)
-            if entry is not None:
+            receiver = self._handlers.get(handle)
+            if receiver is not None:
                 self._ready.append(
-                    events.Handle(entry[1], (kind, result, offset), self, entry[0].__self__)
+                    events.Handle(
+                        receiver._event, (kind, result, offset), self, receiver._context
+                    )
                 )
             elif kind == SIGNAL:
                 self._handle_signal(result)
@@ -310,7 +365,7 @@ class Loop(SockMixin, SignalMixin, ServerMixin, DatagramMixin, asyncio.BaseEvent
         for _ in repeat(None, count):
             item = self._ready.popleft()
             if item.__class__ is tuple:  # scheduled before debug mode was switched on
-                item[0](*item[1:])
+                item[0].run(*item[1:])
             elif not item._cancelled:
                 self._run_handle(item)
 

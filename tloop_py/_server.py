@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tloop_py import _compat
 from tloop_py._ffi import ACCEPT, ADDR_BYTES, KEEP_FD, lib, oserror
+from tloop_py._receiver import EventReceiver
 from tloop_py._stream import StreamTransport
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ _logger = logging.getLogger("asyncio")
 _NO_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
-class _Acceptor:
+class _Acceptor(EventReceiver):
     """One listening socket. The C core accepts, many connections per tick."""
 
     def __init__(
@@ -37,7 +38,7 @@ class _Acceptor:
         server: Server | None,
         make_tls: Callable[..., asyncio.Transport] | None,
     ) -> None:
-        self.loop = loop
+        self._loop: Any = loop
         self.sock = sock
         self.server = server
         self.protocol_factory = protocol_factory
@@ -45,18 +46,19 @@ class _Acceptor:
         self.handle: int = lib.tl_listener_open(loop._c, sock.fileno(), KEEP_FD)
         if self.handle < 0:
             raise oserror(self.handle, f"cannot listen on {sock!r}")
-        loop._handlers[self.handle] = (copy_context().run, self._event)
+        self._context = copy_context()
+        loop._handlers[self.handle] = self
 
     def close(self) -> None:
-        self.loop._handlers.pop(self.handle, None)
-        lib.tl_close(self.loop._c, self.handle)
+        self._loop._handlers.pop(self.handle, None)
+        lib.tl_close(self._loop._c, self.handle)
 
     def _event(self, kind: int, result: int, offset: int) -> None:
         if kind == ACCEPT and result > 0:
-            peer = self.loop._arena[offset - ADDR_BYTES : offset]
+            peer = self._loop._arena[offset - ADDR_BYTES : offset]
             copy_context().run(self._accepted, result, peer)
         elif -result in _NO_RESOURCES:
-            self.loop.call_exception_handler(
+            self._loop.call_exception_handler(
                 {
                     "message": "socket.accept() out of system resource",
                     "exception": oserror(result),
@@ -71,23 +73,23 @@ class _Acceptor:
         try:
             protocol = self.protocol_factory()
             if self.make_tls is not None:
-                self.loop.create_task(self._accept_tls(protocol, handle, peer))
+                self._loop.create_task(self._accept_tls(protocol, handle, peer))
             else:
                 StreamTransport(
-                    self.loop, protocol, handle=handle, peer=peer, like=self.sock, server=self.server
+                    self._loop, protocol, handle=handle, peer=peer, like=self.sock, server=self.server
                 )
         except (SystemExit, KeyboardInterrupt):
-            lib.tl_close(self.loop._c, handle)
+            lib.tl_close(self._loop._c, handle)
             raise
         except BaseException as exc:
-            lib.tl_close(self.loop._c, handle)
+            lib.tl_close(self._loop._c, handle)
             self._failed(exc, protocol, None)
 
     async def _accept_tls(self, protocol: asyncio.BaseProtocol, handle: int, peer: bytes) -> None:
         transport = None
         try:
             assert self.make_tls is not None
-            waiter = self.loop.create_future()
+            waiter = self._loop.create_future()
             transport = self.make_tls(protocol, waiter, handle=handle, peer=peer)
             try:
                 await waiter
@@ -99,14 +101,14 @@ class _Acceptor:
             raise
         except BaseException as exc:
             if transport is None:
-                lib.tl_close(self.loop._c, handle)
+                lib.tl_close(self._loop._c, handle)
             self._failed(exc, protocol, transport)
 
     def _failed(
         self, exc: BaseException, protocol: asyncio.BaseProtocol | None, transport: Any
     ) -> None:
         """asyncio tells of this in debug mode only: any peer can cause it."""
-        if not self.loop.get_debug():
+        if not self._loop.get_debug():
             return
         context: dict[str, Any] = {
             "message": "Error on transport creation for incoming connection",
@@ -116,7 +118,7 @@ class _Acceptor:
             context["protocol"] = protocol
         if transport is not None:
             context["transport"] = transport
-        self.loop.call_exception_handler(context)
+        self._loop.call_exception_handler(context)
 
 
 class ServerMixin(asyncio.BaseEventLoop):

@@ -137,6 +137,7 @@ class SignalMixin(asyncio.BaseEventLoop):
         """In a forked child: leave parent's poll set and wake pipe alone."""
         own = lib.tl_loop_wake_fd(self._c)
         lib.tl_loop_after_fork(self._c)
+        self._outbox.clear()  # type: ignore[attr-defined]
         if threading.current_thread() is threading.main_thread():
             former = signal.set_wakeup_fd(-1)
             if former not in (-1, own):

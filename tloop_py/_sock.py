@@ -20,6 +20,7 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 from tloop_py._ffi import CAP_EDGE, EDGE, ERR, HUP, READ, WRITE, lib, oserror
+from tloop_py._receiver import EventReceiver
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,11 +41,11 @@ class _Op:
         self.future = future
 
 
-class _Descriptor:
+class _Descriptor(EventReceiver):
     """What a loop knows of one file descriptor."""
 
     __slots__ = (
-        "__weakref__", "_c", "_edge", "_loop", "fd", "gone", "handle", "hup", "mask", "readable",
+        "__weakref__", "_c", "_context", "_edge", "_loop", "fd", "gone", "handle", "hup", "mask", "readable",
         "reader", "reads", "sock", "writable", "writer", "writes",
     )  # fmt: skip
 
@@ -67,7 +68,8 @@ class _Descriptor:
         self.readable = self.writable = True  # not known, so try
         self.hup = False
         self.gone = False
-        loop._handlers[self.handle] = (copy_context().run, self._event)
+        self._context = copy_context()
+        loop._handlers[self.handle] = self
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} fd={self.fd} reader={self.reader} writer={self.writer}>"

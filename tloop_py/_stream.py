@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from tloop_py import _addr
 from tloop_py._ffi import DATA, DRAIN, EOF, KEEP_FD, READABLE, ffi, lib, oserror
+from tloop_py._outbox import BATCH, SMALL, Outbox
 from tloop_py._transport import Transport, adopt
 
 if TYPE_CHECKING:
     from asyncio.base_events import Server
     from collections.abc import Iterable
 
+_write = lib.tl_stream_write  # looking it up through `lib` costs 40 ns a time
+_recv = lib.tl_stream_recv
 _EAGAIN = -errno.EAGAIN
 _READ_FAILED = "Fatal read error on socket transport"
 _WRITE_FAILED = "Fatal write error on socket transport"
@@ -27,6 +30,10 @@ class StreamTransport(Transport, asyncio.Transport):
     Made from a socket object (sock), which stays its owner, or from a handle that the C core
     accepted, with the peer's address (peer) and the listening socket (like) that tells the kind.
     """
+
+    __slots__ = (
+        "_buffered", "_empty_waiter", "_eof", "_held", "_like", "_outbox", "_pending", "_reading",
+    )  # fmt: skip
 
     _start_tls_compatible = True
     _sendfile_compatible = constants._SendfileMode.TRY_NATIVE  # type: ignore[attr-defined]
@@ -52,12 +59,16 @@ class StreamTransport(Transport, asyncio.Transport):
         self._empty_waiter: asyncio.Future[None] | None = None
         self._held: list[bytes] = []  # received, but paused by an earlier callback of the tick
         self._like = like
+        self._outbox: Outbox = loop._outbox
+        self._pending = 0  # bytes in the outbox
         super().__init__(loop, protocol, handle, sock, extra, server)
         if peer is not None:
             self._extra.setdefault("peername", _addr.parse(peer) or "")
         self._begin(waiter)
 
     def _make_socket(self) -> socket.socket:
+        if self._pending:
+            self._outbox.flush()
         like = self._like
         assert like is not None
         if not self._handle:  # asked for the first time after the end
@@ -73,6 +84,7 @@ class StreamTransport(Transport, asyncio.Transport):
         buffered = isinstance(protocol, protocols.BufferedProtocol)
         changed, self._buffered = buffered != self._buffered, buffered
         super().set_protocol(protocol)
+        self._plain = not buffered and self.is_reading()
         if changed and self._reading and self.is_reading():
             self._read_on()
 
@@ -97,12 +109,14 @@ class StreamTransport(Transport, asyncio.Transport):
         if self._closing or self._paused:
             return
         self._paused = True
+        self._plain = False
         lib.tl_stream_read_stop(self._c, self._handle)
 
     def resume_reading(self) -> None:
         if self._closing or not self._paused:
             return
         self._paused = False
+        self._plain = not self._buffered
         if not self._reading:
             return
         self._take_events()
@@ -134,6 +148,9 @@ class StreamTransport(Transport, asyncio.Transport):
             # An error of a paused stream: the C core remembers it.
             self._fatal_error(oserror(result), _READ_FAILED)
 
+    def _event_failed(self, exc: BaseException) -> None:
+        self._fatal_error(exc, "Fatal error: protocol.data_received() call failed.")
+
     def _received(self, data: bytes) -> None:
         try:
             if self._buffered:  # the protocol has changed since the data came
@@ -143,7 +160,7 @@ class StreamTransport(Transport, asyncio.Transport):
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as exc:
-            self._fatal_error(exc, "Fatal error: protocol.data_received() call failed.")
+            self._event_failed(exc)
 
     def _deliver_held(self) -> None:
         while self._held and self.is_reading():
@@ -160,7 +177,7 @@ class StreamTransport(Transport, asyncio.Transport):
         except BaseException as exc:
             self._fatal_error(exc, "Fatal error: protocol.get_buffer() call failed.")
             return
-        n = lib.tl_stream_recv(self._c, self._handle, view, len(view))
+        n = _recv(self._c, self._handle, view, len(view))
         ffi.release(view)
         if n > 0:
             try:
@@ -189,23 +206,46 @@ class StreamTransport(Transport, asyncio.Transport):
 
     def write(self, data: bytes | bytearray | memoryview) -> None:  # type: ignore[override]
         """Send; what the kernel does not take at once is copied. Never blocks."""
-        if type(data) is not bytes:
-            data = _as_bytes(data)
+        outbox = self._outbox
+        if type(data) is bytes and outbox.is_open and not self._write_barred:
+            pending = self._pending + len(data)
+            if pending <= SMALL:
+                if data:
+                    self._pending = pending
+                    outbox.transports.append(self)
+                    outbox.parts.append(data)
+                    if len(outbox.parts) == BATCH:
+                        outbox.flush()
+                return
+        self._write_now(self._check_write(data))
+
+    def _write_now(self, data: bytes) -> None:
+        if self._pending:
+            self._outbox.flush()
+        if data:
+            queued = _write(self._c, self._handle, data, len(data))
+            if queued:
+                self._not_all_sent(queued)
+
+    def _check_write(self, data: object) -> bytes:
+        """The bytes to send; none if the connection is lost."""
+        if not isinstance(data, (bytes, bytearray, memoryview)):
+            raise TypeError(
+                f"data argument must be a bytes-like object, not {type(data).__name__!r}"
+            )
         if self._eof:
             raise RuntimeError("Cannot call write() after write_eof()")
         if self._empty_waiter is not None:
             raise RuntimeError("unable to write; sendfile is in progress")
-        if not data:
-            return
         if self._conn_lost:
-            self._lost_write()
-            return
-        queued = lib.tl_stream_write(self._c, self._handle, data, len(data))
-        if queued:
-            self._not_all_sent(queued)
+            if data:
+                self._lost_write()
+            return b""
+        return bytes(data)
 
     def _not_all_sent(self, queued: int) -> None:
         if queued > 0:
+            self._write_barred = True
             self._maybe_pause_protocol()
         elif self._loop.is_closed():
             raise RuntimeError("Event loop is closed")
@@ -224,7 +264,9 @@ class StreamTransport(Transport, asyncio.Transport):
         """Half-close: the peer reads end of file after what is queued."""
         if self._closing or self._eof:
             return
-        self._eof = True
+        if self._pending:
+            self._outbox.flush()
+        self._eof = self._write_barred = True
         rc = lib.tl_stream_shutdown(self._c, self._handle)
         if rc < 0:
             raise oserror(rc)
@@ -238,14 +280,41 @@ class StreamTransport(Transport, asyncio.Transport):
         if self._empty_waiter is not None:
             raise RuntimeError("Empty waiter is already set")
         self._empty_waiter = self._loop.create_future()
+        self._write_barred = True
         if not self.get_write_buffer_size():
             self._empty_waiter.set_result(None)
         return self._empty_waiter
 
     def _reset_empty_waiter(self) -> None:
         self._empty_waiter = None
+        self._unbar()
+
+    def _unbar(self) -> None:
+        """May write() use the outbox again? The queue is empty."""
+        self._write_barred = bool(
+            self._eof
+            or self._conn_lost
+            or self._empty_waiter is not None
+            or self._high_water < SMALL
+            or self.get_write_buffer_size()
+        )
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        super().set_write_buffer_limits(high, low)
+        self._unbar()
+
+    def get_write_buffer_size(self) -> int:
+        if self._pending:
+            self._outbox.flush()
+        return super().get_write_buffer_size()
+
+    def _force_close(self, exc: BaseException | None) -> None:
+        if self._pending:
+            self._outbox.flush()
+        super()._force_close(exc)
 
     def _emptied(self) -> None:
+        self._unbar()
         if self._empty_waiter is not None and not self._empty_waiter.done():
             self._empty_waiter.set_result(None)
         super()._emptied()
@@ -256,10 +325,3 @@ class StreamTransport(Transport, asyncio.Transport):
         if waiter is not None and not waiter.done():
             waiter.set_exception(ConnectionError("Connection is closed by peer"))
 
-
-def _as_bytes(data: object) -> bytes:
-    if not isinstance(data, (bytes, bytearray, memoryview)):
-        raise TypeError(
-            f"data argument must be a bytes-like object, not {type(data).__name__!r}"
-        )
-    return bytes(data)

@@ -1,0 +1,72 @@
+"""Small writes of one tick, handed to the C core together.
+
+Why: a call of its own for each write costs 0.3 us, and lets the kernel's send path run with caches
+full of interpreter. 50 connections, 1 KiB echo on CPython 3.13: 7.0 -> 6.3 us of CPU per request.
+
+What a program can see stays as on asyncio. Nothing waits longer than the tick, or than BATCH writes. A
+transport's bytes in here stay below its high-water mark and only follow an empty queue, so
+pause_writing() still comes inside the write() that causes it. Whatever asks about, or ends, the
+stream flushes first. Outside of the running loop, and in debug mode, every write goes out at once.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Any, Final
+
+from tloop_py._ffi import ffi, lib
+
+if TYPE_CHECKING:
+    from tloop_py._stream import StreamTransport
+
+BATCH: Final = 32  # writes
+SMALL: Final = 16384  # bytes of one transport
+
+_write = lib.tl_stream_write
+_write_batch = lib.tl_stream_write_batch
+_packers = [struct.Struct(f"={2 * count}q") for count in range(BATCH + 1)]
+
+
+class Outbox:
+    """The writes of one loop that are not handed over yet."""
+
+    __slots__ = ("_buffer", "_rows", "is_open", "parts", "transports")
+
+    def __init__(self) -> None:
+        self.is_open = False
+        self.transports: list[StreamTransport] = []
+        self.parts: list[bytes] = []
+        self._rows: Any = ffi.new("int64_t[]", 2 * BATCH)
+        self._buffer = memoryview(ffi.buffer(self._rows)).cast("B")
+
+    def flush(self) -> None:
+        """Hand everything over; transports are told what could not be sent at once."""
+        transports, parts = self.transports, self.parts
+        self.transports, self.parts = [], []
+        for transport in transports:
+            transport._pending = 0
+        count = len(parts)
+        if count == 1:
+            transport, data = transports[0], parts[0]
+            queued = _write(transport._c, transport._handle, data, len(data))
+            if queued:
+                transport._not_all_sent(queued)
+        elif count:
+            self._flush_many(transports, parts, count)
+
+    def _flush_many(
+        self, transports: list[StreamTransport], parts: list[bytes], count: int
+    ) -> None:
+        handles = [transport._handle for transport in transports]
+        _packers[count].pack_into(self._buffer, 0, *handles, *map(len, parts))
+        if _write_batch(transports[0]._c, self._rows, count, b"".join(parts)):
+            answers = self._buffer.cast("q")[count : 2 * count].tolist()
+            for transport, queued in zip(transports, answers, strict=True):
+                if queued:
+                    transport._not_all_sent(queued)
+
+    def clear(self) -> None:
+        """Forget everything, in a forked child: the parent sends it."""
+        for transport in self.transports:
+            transport._pending = 0
+        self.transports, self.parts = [], []

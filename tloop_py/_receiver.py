@@ -1,0 +1,30 @@
+"""What the dispatcher asks of those who receive events of the C core."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from contextvars import Context
+
+
+class EventReceiver:
+    """One handle's receiver: a transport, a listening socket, or a watched descriptor."""
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+        _context: Context
+        _loop: Any
+        _plain: bool  # may received bytes go straight to _protocol.data_received?
+        _protocol: Any
+
+    def _event(self, kind: int, result: int, offset: int) -> None:
+        """Take one event: see TL_EV_* in tloop.h."""
+        raise NotImplementedError
+
+    def _event_failed(self, exc: BaseException) -> None:
+        """An exception came out of _event."""
+        self._loop.call_exception_handler(
+            {"message": f"Exception in callback {type(self).__name__}._event()", "exception": exc}
+        )
