@@ -126,7 +126,8 @@ typedef int64_t tl_handle;
    handle  whose event; 0: the loop's own (TL_EV_WAKE, TL_EV_SIGNAL from tl_loop_wake_fd)
    kind    TL_EV_*
    result  bytes, mask, number, new handle, or a negative error: see the kind
-   offset  where in the arena the bytes begin (TL_EV_DATA, TL_EV_DATAGRAM, TL_EV_ACCEPT), else 0 */
+   offset  where in the arena the bytes begin (TL_EV_DATA, TL_EV_DATAGRAM, TL_EV_ACCEPT);
+           TL_EV_ERROR: TL_READ or TL_WRITE, what failed; else 0 */
 typedef struct tl_event {
   int64_t handle;
   int64_t kind;
@@ -2206,7 +2207,7 @@ static bool tl__stream_input(tl_loop *loop, tl__stream *s, tl_event *ev) {
     *ev = (tl_event){s->io.head.id, TL_EV_EOF, 0, 0};
   } else {
     tl__stream_break(loop, s, (int)n);
-    *ev = (tl_event){s->io.head.id, TL_EV_ERROR, n, 0};
+    *ev = (tl_event){s->io.head.id, TL_EV_ERROR, n, TL_READ};
   }
   return true;
 }
@@ -2242,7 +2243,7 @@ static bool tl__stream_output_failed(tl_loop *loop, tl__stream *s, int error, tl
     (void)tl_close(loop, s->io.head.id);
     return false;
   }
-  *ev = (tl_event){s->io.head.id, TL_EV_ERROR, error, 0};
+  *ev = (tl_event){s->io.head.id, TL_EV_ERROR, error, TL_WRITE};
   return true;
 }
 
@@ -2575,9 +2576,9 @@ static void tl__dgram_prepare(tl_loop *loop, int slot) {
                                                 .msg_iovlen = 1};
 }
 
-static bool tl__udp_error(const tl__udp *u, int error, tl_event *ev) {
+static bool tl__udp_error(const tl__udp *u, int error, int direction, tl_event *ev) {
   if (error == EAGAIN || error == EINTR) return false;
-  *ev = (tl_event){u->io.head.id, TL_EV_ERROR, -error, 0};
+  *ev = (tl_event){u->io.head.id, TL_EV_ERROR, -error, direction};
   return true;
 }
 
@@ -2590,7 +2591,7 @@ static bool tl__udp_input_large(tl_loop *loop, tl__udp *u, tl_event *ev) {
                        .msg_iov = &iov, .msg_iovlen = 1};
   loop->stats.syscalls++;
   ssize_t n = recvmsg(u->io.fd, &msg, 0);
-  if (n < 0) return tl__udp_error(u, errno, ev);
+  if (n < 0) return tl__udp_error(u, errno, TL_READ, ev);
   loop->arena_used = TL_ARENA_BYTES; /* nobody else may receive there in this tick */
   loop->stats.bytes_in += n;
   addr->nbytes = msg.msg_namelen;
@@ -2620,7 +2621,7 @@ static bool tl__udp_input(tl_loop *loop, tl__udp *u, tl_event *ev) {
   for (int slot = first; slot < first + asked; slot++) tl__dgram_prepare(loop, slot);
   loop->stats.syscalls++;
   int n = recvmmsg(u->io.fd, loop->headers + first, (unsigned)asked, 0, NULL);
-  if (n < 0) return tl__udp_error(u, errno, ev);
+  if (n < 0) return tl__udp_error(u, errno, TL_READ, ev);
   u->burst = n < 2 ? 4 : n > TL__DGRAM_MAX / 2 ? TL__DGRAM_MAX : 2 * n;
   for (int slot = first; slot < first + n; slot++) loop->stats.bytes_in += loop->headers[slot].msg_len;
   loop->dgram_used = first + n;
@@ -2701,7 +2702,7 @@ static bool tl__udp_output(tl_loop *loop, tl__udp *u, tl_event *ev) {
     tl__sendv_prepare(&headers[count], &iov[count], p->data, p->nbytes, &p->addr);
   int n = count ? tl__sendv(loop, u, headers, count) : 0;
   for (int i = n < 0 ? 1 : n; i > 0; i--) tl__packet_drop(loop, u);
-  if (n < 0) return tl__udp_error(u, -n, ev); /* still watched: the next tick tells of the drain */
+  if (n < 0) return tl__udp_error(u, -n, TL_WRITE, ev); /* still watched: the next tick tells of the drain */
   if (n == 0 && count) {
     if (u->family == AF_UNIX) tl__udp_pause(loop, u);
     return false;

@@ -303,12 +303,25 @@ class Loop(SockMixin, SignalMixin, ServerMixin, DatagramMixin, asyncio.BaseEvent
         for _ in repeat(None, count):
             item = popleft()
             if item.__class__ is tuple:
-                if len(item) == 2:
-                    item[0].run(item[1])
-                else:
-                    item[0].run(item[1], item[2])
+                try:
+                    if len(item) == 2:
+                        item[0].run(item[1])
+                    else:
+                        item[0].run(item[1], item[2])
+                except (SystemExit, KeyboardInterrupt):
+                    raise
+                except BaseException as exc:
+                    self._step_failed(item, exc)
             elif not item._cancelled:
                 item._run()
+        item = None  # its frames are kept by tracebacks: this breaks cycles, as in asyncio
+
+    def _step_failed(self, item: tuple[Any, ...], exc: BaseException) -> None:
+        """A task's step raised: it only does so when somebody else has finished the task."""
+        shown = format_helpers._format_callback_source(item[1], item[2:])
+        self.call_exception_handler(
+            {"message": f"Exception in callback {shown}", "exception": exc}
+        )
 
     def _dispatch(self, flat: list[int]) -> None:
         """Hand events to their handlers. An exception that ends the loop leaves the rest."""
@@ -332,6 +345,7 @@ class Loop(SockMixin, SignalMixin, ServerMixin, DatagramMixin, asyncio.BaseEvent
                 raise
             except BaseException as exc:
                 receiver._event_failed(exc)
+        receiver = None
         self._rest = None
 
     def _recover(self) -> None:
@@ -368,6 +382,7 @@ class Loop(SockMixin, SignalMixin, ServerMixin, DatagramMixin, asyncio.BaseEvent
                 item[0].run(*item[1:])
             elif not item._cancelled:
                 self._run_handle(item)
+        item = None
 
     def _run_handle(self, handle: asyncio.Handle) -> None:
         """Run one handle; in debug mode, log when it takes long."""
@@ -380,11 +395,12 @@ class Loop(SockMixin, SignalMixin, ServerMixin, DatagramMixin, asyncio.BaseEvent
             handle._run()
             seconds = self.time() - began
             if seconds >= self.slow_callback_duration:
-                _logger.warning(
+                base_events.logger.warning(  # type: ignore[attr-defined]
                     "Executing %s took %.3f seconds", base_events._format_handle(handle), seconds
                 )
         finally:
             self._current_handle = outer
+            handle = None  # type: ignore[assignment]  # breaks cycles
 
     # -- running ----------------------------------------------------------------------------------
 

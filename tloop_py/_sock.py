@@ -431,6 +431,7 @@ class SockMixin(asyncio.BaseEventLoop):
 
     def _release_connected(self, entry: _Descriptor) -> None:
         """Most sockets become a transport's now, or are closed because they failed."""
-        used = entry.reader or entry.writer or entry.reads
+        waiting = any(not op.future.done() for op in entry.writes)
+        used = entry.reader or entry.writer or entry.reads or waiting
         if not used and self._descriptors.get(entry.fd) is entry:
             self._forget_descriptor(entry.fd)

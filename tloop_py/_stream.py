@@ -9,7 +9,7 @@ from asyncio import constants, protocols
 from typing import TYPE_CHECKING, Any
 
 from tloop_py import _addr
-from tloop_py._ffi import DATA, DRAIN, EOF, KEEP_FD, READABLE, ffi, lib, oserror
+from tloop_py._ffi import DATA, DRAIN, EOF, KEEP_FD, READABLE, WRITE, ffi, lib, oserror
 from tloop_py._outbox import BATCH, SMALL, Outbox
 from tloop_py._transport import Transport, adopt
 
@@ -144,8 +144,9 @@ class StreamTransport(Transport, asyncio.Transport):
             # When paused: the end of file is still there after resuming.
             if not self._paused:
                 self._received_eof()
-        elif not self._paused or self._closing:
-            # An error of a paused stream: the C core remembers it.
+        elif offset == WRITE:
+            self._fatal_error(oserror(result), _WRITE_FAILED)
+        elif not self._paused:  # else the C core remembers it, and resuming tells
             self._fatal_error(oserror(result), _READ_FAILED)
 
     def _event_failed(self, exc: BaseException) -> None:

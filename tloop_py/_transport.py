@@ -133,7 +133,7 @@ class Transport(transports._FlowControlMixin, EventReceiver):  # type: ignore[mi
             self._emptied()
 
     def _emptied(self) -> None:
-        if self._closing:
+        if self._closing and not self._conn_lost:
             self._conn_lost += 1
             self._write_barred = True
             self._call_connection_lost(None)
@@ -142,12 +142,13 @@ class Transport(transports._FlowControlMixin, EventReceiver):  # type: ignore[mi
 
     def close(self) -> None:
         """Stop receiving, send what is queued, then connection_lost(None)."""
+        queued = self.get_write_buffer_size()  # which may find the connection broken
         if self._closing:
             return
         self._closing = True
         self._plain = False
         self._stop_reading()
-        if not self.get_write_buffer_size():
+        if not queued:
             self._conn_lost += 1
             self._write_barred = True
             self._loop.call_soon(self._call_connection_lost, None)
