@@ -63,7 +63,8 @@
      deadline  absolute nanoseconds on the loop's clock (CLOCK_MONOTONIC)
 
    LIFECYCLE     create -> start -> close. tl_close may be called at any moment, also inside a
-     callback; after it no event of that handle is delivered but TL_EV_CLOSED, once, in a later tick.
+     callback; after it no event of that handle is delivered but TL_EV_CLOSED, once, in a later
+     tick.
    TWO WAYS OUT  tl_loop_run hands each event to its handle's callback, right after it was made.
      tl_loop_poll fills an array and calls nothing: for bindings, where one call per tick is cheaper
      than one call per event. Do not use both at the same time.
@@ -76,11 +77,11 @@
      handlers). Loops share nothing but the table of signals, which locks itself.
    FORK          call tl_loop_after_fork in the child before anything else on that loop; without it
      parent and child share one kernel poll set.
-   MEMORY        tl_loop_desc.allocator, per loop; else TL_MALLOC and friends. After a handle is made
-     only a write that the kernel did not take at once, and growth of tables, allocate.
+   MEMORY        tl_loop_desc.allocator, per loop; else TL_MALLOC and friends. Later on only a
+     write that the kernel did not take at once, and growing tables, allocate.
    LIMITS        Linux. 2^31 handles; 256 events per tick from the kernel; 64 datagrams, 64
-     accepts per socket and tick, so that no socket starves the others. SIGPIPE: sockets never raise it;
-     writing to pipes does unless the program ignores it.
+     accepts per socket and tick, so that no socket starves the others. SIGPIPE: sockets never raise
+     it; writing to pipes does unless the program ignores it.
 */
 
 /* Before any include: glibc shows accept4, recvmmsg, ppoll, pipe2 only to programs that ask. */
@@ -136,20 +137,20 @@ typedef struct tl_event {
 } tl_event;
 
 enum {
-  TL_EV_DATA = 1,      /* stream: result bytes lie at offset */
-  TL_EV_READABLE = 2,  /* stream in notify mode: call tl_stream_recv */
-  TL_EV_EOF = 3,       /* stream: the peer sends no more; reading has ended */
-  TL_EV_ERROR = 4,     /* result -errno. Stream: it is broken, close it. UDP: one operation failed */
-  TL_EV_DRAIN = 5,     /* stream, UDP: result bytes are left in the queue, see watermarks */
-  TL_EV_ACCEPT = 6,    /* listener: result is a new stream's handle, peer: tl_event_addr; or -errno */
-  TL_EV_CONNECT = 7,   /* stream: result 0 (connected) or -errno (close it) */
-  TL_EV_DATAGRAM = 8,  /* UDP: result bytes at offset, sender: tl_event_addr */
-  TL_EV_POLL = 9,      /* readiness: result is a mask of TL_READ, TL_WRITE, TL_HUP, TL_ERR */
-  TL_EV_TIMER = 10,    /* timer: result is the number of periods that have passed, 1 or more */
-  TL_EV_SIGNAL = 11,   /* result is the signal number */
-  TL_EV_CHILD = 12,    /* child ended: result is the status as waitpid gives it, or -errno */
-  TL_EV_WAKE = 13,     /* handle 0: tl_loop_wake was called since the last tick, once or often */
-  TL_EV_CLOSED = 14    /* the handle is gone; result 0, or -errno if queued bytes were lost */
+  TL_EV_DATA = 1,     /* stream: result bytes lie at offset */
+  TL_EV_READABLE = 2, /* stream in notify mode: call tl_stream_recv */
+  TL_EV_EOF = 3,      /* stream: the peer sends no more; reading has ended */
+  TL_EV_ERROR = 4,    /* result -errno. Stream: it is broken, close it. UDP: one operation failed */
+  TL_EV_DRAIN = 5,    /* stream, UDP: result bytes are left in the queue, see watermarks */
+  TL_EV_ACCEPT = 6,   /* listener: result is a new stream, peer: tl_event_addr; or -errno */
+  TL_EV_CONNECT = 7,  /* stream: result 0 (connected) or -errno (close it) */
+  TL_EV_DATAGRAM = 8, /* UDP: result bytes at offset, sender: tl_event_addr */
+  TL_EV_POLL = 9,     /* readiness: result is a mask of TL_READ, TL_WRITE, TL_HUP, TL_ERR */
+  TL_EV_TIMER = 10,   /* timer: result is the number of periods that have passed, 1 or more */
+  TL_EV_SIGNAL = 11,  /* result is the signal number */
+  TL_EV_CHILD = 12,   /* child ended: result is the status as waitpid gives it, or -errno */
+  TL_EV_WAKE = 13,    /* handle 0: tl_loop_wake was called since the last tick, once or often */
+  TL_EV_CLOSED = 14   /* the handle is gone; result 0, or -errno if queued bytes were lost */
 };
 
 /* Library errors; every other negative code is -errno. */
@@ -278,8 +279,8 @@ TL_API int64_t tl_loop_shutdown(tl_loop *loop);
    Callback: forbidden. */
 TL_API int tl_loop_poll(tl_loop *loop, tl_event *events, int capacity, int64_t timeout_ns);
 
-/* How many events the last tl_loop_poll put into its array, for a host that was interrupted before it
-   could take the return value.
+/* How many events the last tl_loop_poll put into its array, for a host that was interrupted before
+   it could take the return value.
    Returns: the number of events. Thread: loop. */
 TL_API int tl_loop_polled(const tl_loop *loop);
 
@@ -310,9 +311,10 @@ TL_API int tl_loop_on_wake(tl_loop *loop, tl_event_cb callback, void *user);
    Returns: the descriptor. Owns: the loop; changes with tl_loop_after_fork. Thread: loop. */
 TL_API int tl_loop_wake_fd(const tl_loop *loop);
 
-/* In the child of a fork: drop the poll set and the wake pipe that are shared with the parent. A new
-   poll set is made with the next wait, so this is cheap for loops that the child never uses.
-   Returns: 0, or -errno when there is no new pipe (the next wait tries again). Thread: the forking one. Callback: allowed. */
+/* In the child of a fork: drop the poll set and the wake pipe that are shared with the parent. A
+   new poll set is made with the next wait, so this is cheap for loops that the child never uses.
+   Returns: 0, or -errno when there is no new pipe (the next wait tries again). Thread: the forking
+   one. Callback: allowed. */
 TL_API int tl_loop_after_fork(tl_loop *loop);
 
 /* The loop's clock in nanoseconds, as of the last wait; what timers are relative to.
@@ -323,8 +325,8 @@ TL_API int64_t tl_loop_now(const tl_loop *loop);
    Returns: nanoseconds. Thread: loop. */
 TL_API int64_t tl_loop_update_now(tl_loop *loop);
 
-/* For embedding: how long a foreign main loop may sleep, on tl_loop_fd, before it must step this one.
-   Ask right before sleeping: from now on tl_loop_wake makes tl_loop_fd readable.
+/* For embedding: how long a foreign main loop may sleep, on tl_loop_fd, before it must step this
+   one. Ask right before sleeping: from now on tl_loop_wake makes tl_loop_fd readable.
    Returns: nanoseconds; 0 something is due, -1 nothing is planned. Thread: loop. */
 TL_API int64_t tl_loop_timeout(tl_loop *loop);
 
@@ -435,13 +437,15 @@ TL_API tl_handle tl_timer_create(tl_loop *loop);
 
 /* Fire after delay_ns, counted from tl_loop_now, then every repeat_ns (0: once). Never early. Equal
    deadlines fire in start order. A negative delay is due at once, before later deadlines; it still
-   waits for the next tick. Periods do not drift; missed ones are one event. Starting again replaces.
+   waits for the next tick. Periods do not drift; missed ones are one event. Starting again
+   replaces.
    Returns: 0, TL_EBADH, TL_EKIND, -EINVAL for a negative repeat, -ENOMEM. Thread: loop. */
 TL_API int tl_timer_start(tl_loop *loop, tl_handle timer, int64_t delay_ns, int64_t repeat_ns);
 
 /* As tl_timer_start, but with a deadline on the clock of tl_loop_now.
    Returns: as tl_timer_start. Thread: loop. */
-TL_API int tl_timer_start_at(tl_loop *loop, tl_handle timer, int64_t deadline_ns, int64_t repeat_ns);
+TL_API int tl_timer_start_at(tl_loop *loop, tl_handle timer, int64_t deadline_ns,
+                             int64_t repeat_ns);
 
 /* Do not fire, even if the event was already due. The timer can be started again.
    Returns: 1 if it was running, 0 if not, TL_EBADH, TL_EKIND. Thread: loop. */
@@ -457,8 +461,9 @@ TL_API tl_handle tl_poll_create(tl_loop *loop, int fd);
 
 /* Watch for TL_READ and/or TL_WRITE; 0 stops. Replaces what was watched before. Level-triggered:
    TL_EV_POLL comes with every tick while it holds. With TL_EDGE it comes when the state changes;
-   read or write until EAGAIN, then call tl_poll_rearm unless the backend has TL_CAP_EDGE. TL_HUP and
-   TL_ERR are reported unasked. May be called again after the descriptor was closed and its number reused.
+   read or write until EAGAIN, then call tl_poll_rearm unless the backend has TL_CAP_EDGE. TL_HUP
+   and TL_ERR are reported unasked. May be called again after the descriptor was closed and its
+   number reused.
    Returns: 0, TL_EBADH, TL_EKIND, -EINVAL, -EPERM (regular file), -EBADF (closed), -EEXIST
    (another handle of this loop watches the same descriptor). Thread: loop. */
 TL_API int tl_poll_start(tl_loop *loop, tl_handle poll, int mask);
@@ -473,8 +478,8 @@ TL_API int tl_poll_rearm(tl_loop *loop, tl_handle poll, int mask);
 /* @api begin signal */
 
 /* Deliver a signal as TL_EV_SIGNAL. Several loops, and several handles of one loop, may watch the
-   same one. Signals that arrive together may be one event. The former disposition is restored when the
-   last watcher closes.
+   same one. Signals that arrive together may be one event. The former disposition is restored when
+   the last watcher closes.
    Returns: its handle, -EINVAL for a signal that cannot be caught, -ENOMEM, TL_ELIMIT.
    Thread: loop. */
 TL_API tl_handle tl_signal_create(tl_loop *loop, int signo);
@@ -542,8 +547,8 @@ TL_API int64_t tl_stream_write(tl_loop *loop, tl_handle stream, const void *data
    Returns: as tl_stream_write, -EINVAL for count < 0. Thread: loop. */
 TL_API int64_t tl_stream_writev(tl_loop *loop, tl_handle stream, const tl_buf *bufs, int count);
 
-/* Many writes with one call, for bindings where a call is dear: rows holds count handles, then count
-   lengths; data holds the bytes of all, one behind the other. Each length is replaced by what
+/* Many writes with one call, for bindings where a call is dear: rows holds count handles, then
+   count lengths; data holds the bytes of all, one behind the other. Each length is replaced by what
    tl_stream_write answers.
    Returns: how many answers are not 0, -EINVAL for count < 0. Thread: loop. */
 TL_API int tl_stream_write_batch(tl_loop *loop, int64_t *rows, int count, const void *data);
@@ -552,8 +557,8 @@ TL_API int tl_stream_write_batch(tl_loop *loop, int64_t *rows, int count, const 
    Returns: bytes, TL_EBADH, TL_EKIND. Thread: loop. */
 TL_API int64_t tl_queued(const tl_loop *loop, tl_handle handle);
 
-/* TL_EV_DRAIN comes when the queue, having been above high, has fallen to low or below, and each time
-   it becomes empty after having held something. Default 64 KiB and 16 KiB.
+/* TL_EV_DRAIN comes when the queue, having been above high, has fallen to low or below, and each
+   time it becomes empty after having held something. Default 64 KiB and 16 KiB.
    Returns: 0, -EINVAL unless 0 <= low <= high, TL_EBADH, TL_EKIND. Thread: loop. */
 TL_API int tl_watermarks(tl_loop *loop, tl_handle handle, int64_t high, int64_t low);
 
@@ -692,15 +697,15 @@ TL_API int tl_dummy_ready(tl_loop *loop, int fd, int mask);
 #endif
 
 enum {
-  TL__READY_MAX = 256,    /* kernel events taken per tick */
-  TL__ACCEPT_MAX = 64,    /* accepts per listener and tick */
-  TL__DGRAM_MAX = 64,     /* datagrams received per tick and sent per system call */
-  TL__IOV_MAX = 64,       /* blocks per vectored send */
-  TL__SPARE_CHUNKS = 64,  /* free write blocks kept per loop: 1 MiB */
-  TL__SIGNALS = 65,       /* signal numbers are 1..64 on Linux */
-  TL__WAKE_BYTES = 256,   /* wake pipe bytes read per tick */
-  TL__PEER_BYTES = 28,    /* sizeof(struct sockaddr_in6) */
-  TL__MIN_ROOM = 65536,   /* a stream with less arena than this waits for the next tick */
+  TL__READY_MAX = 256,   /* kernel events taken per tick */
+  TL__ACCEPT_MAX = 64,   /* accepts per listener and tick */
+  TL__DGRAM_MAX = 64,    /* datagrams received per tick and sent per system call */
+  TL__IOV_MAX = 64,      /* blocks per vectored send */
+  TL__SPARE_CHUNKS = 64, /* free write blocks kept per loop: 1 MiB */
+  TL__SIGNALS = 65,      /* signal numbers are 1..64 on Linux */
+  TL__WAKE_BYTES = 256,  /* wake pipe bytes read per tick */
+  TL__PEER_BYTES = 28,   /* sizeof(struct sockaddr_in6) */
+  TL__MIN_ROOM = 65536,  /* a stream with less arena than this waits for the next tick */
   /* 64 KiB payload is the IP limit. Not a multiple of 4096: at equal distances of a power of two
      the headers of all slots would fall into the same cache sets. */
   TL__DGRAM_BYTES = 65536,
@@ -741,7 +746,7 @@ typedef struct tl__timer {
   tl__head head;
   tl__node node;
   int64_t repeat_ns;
-  int64_t due_ns;                    /* deadline of the expiry that waits for delivery */
+  int64_t due_ns;                        /* deadline of the expiry that waits for delivery */
   struct tl__timer *due_prev, *due_next; /* in loop->due; due_prev == self: not there */
 } tl__timer;
 
@@ -835,7 +840,7 @@ typedef struct tl__ready {
    open   make the poll set and watch loop->wake_rd (reported through tl__report with id 0)
    close  undo open; also after a failed open
    ctl    change what is watched for fd from old to mask (0: nothing); reports carry id. Must answer
-          -EEXIST to old == 0 if the kernel watches fd already, -ENOENT if it does not although old != 0
+          -EEXIST to old == 0 if the kernel watches fd already, -ENOENT to old != 0 if it does not
    wait   block for timeout_ns (< 0: for ever) and tl__report each ready descriptor; EINTR is 0
    fd     descriptor for embedding, or -ENOSYS
    Readiness backends stop here; a completion backend (io_uring) will add submit and cancel. */
@@ -938,7 +943,7 @@ static void tl__free(tl_loop *loop, void *ptr) {
   if (ptr) loop->memory.free_fn(loop->memory.user, ptr);
 }
 
-/* Grow a table to at least needed items, doubling. Returns false, table untouched, without memory. */
+/* Grow a table to at least needed items, doubling. False, table untouched, without memory. */
 static bool tl__grow(tl_loop *loop, void **table, size_t *capacity, size_t needed, size_t item) {
   if (needed <= *capacity) return true;
   size_t n = *capacity ? *capacity : 16;
@@ -1148,8 +1153,7 @@ static int tl__heap_insert(tl_loop *loop, tl__node *node, int64_t deadline_ns) {
   if (!tl__grow(loop, (void **)&loop->heap, &loop->heap_capacity,
                 loop->heap_count + loop->due_count + 1, sizeof(tl__heap_entry)))
     return -ENOMEM;
-  tl__heap_up(loop, loop->heap_count++,
-              (tl__heap_entry){deadline_ns, ++loop->timer_seq, node});
+  tl__heap_up(loop, loop->heap_count++, (tl__heap_entry){deadline_ns, ++loop->timer_seq, node});
   return 0;
 }
 
@@ -1181,8 +1185,8 @@ static int tl__ctl(tl_loop *loop, int fd, tl_handle id, int old, int mask) {
   return loop->backend->ctl(loop, fd, id, old, mask);
 }
 
-/* Watch exactly mask for io. The kernel forgets a descriptor that is closed behind our back, and its
-   number may be in use again: the record is then wrong, and the kernel's answer tells. */
+/* Watch exactly mask for io. The kernel forgets a descriptor that is closed behind our back, and
+   its number may be in use again: the record is then wrong, and the kernel's answer tells. */
 static int tl__arm(tl_loop *loop, tl__io *io, int mask) {
   int rc = mask ? tl__reg_grow(loop, io->fd) : 0;
   tl__reg *reg = tl__reg_at(loop, io->fd);
@@ -1243,8 +1247,8 @@ static void tl__close_wake(tl_loop *loop) {
   loop->wake_rd = loop->wake_wr = -1;
 }
 
-/* Make the poll set anew: after a fork, and when the kernel reports a descriptor that was closed but
-   lives on under another number or in another process; such a registration cannot be removed. */
+/* Make the poll set anew: after a fork, and when the kernel reports a descriptor that was closed
+   but lives on under another number or in another process: nothing can remove that. */
 static int tl__rebuild(tl_loop *loop) {
   loop->backend->close(loop);
   if (loop->wake_rd < 0) {
@@ -1270,9 +1274,9 @@ static int tl__rebuild(tl_loop *loop) {
 /* What the kernel does: one registration per (descriptor, open file) pair, removed by the kernel
    when the last descriptor of that file is closed, in any process. So a closed descriptor that was
    duplicated or inherited goes on being reported, and its registration can no longer be named:
-   the loop then makes a new set (tl__rebuild). EPOLLHUP and EPOLLERR are reported unasked, also with
-   an empty mask; hence an empty mask is a removal. Regular files answer EPERM. epoll_wait counts in
-   milliseconds; epoll_pwait2 (5.11) in nanoseconds. */
+   the loop then makes a new set (tl__rebuild). EPOLLHUP and EPOLLERR are reported unasked, also
+   with an empty mask; hence an empty mask is a removal. Regular files answer EPERM. epoll_wait
+   counts in milliseconds; epoll_pwait2 (5.11) in nanoseconds. */
 
 #ifdef TL__HAS_EPOLL
 
@@ -1332,8 +1336,8 @@ static int tl__epoll_wait(tl_loop *loop, int64_t timeout_ns) {
 static int tl__epoll_fd(const tl_loop *loop) { return loop->epoll_fd; }
 
 static const tl__backend tl__backend_epoll = {
-    "epoll", TL_CAP_EDGE | TL_CAP_FD, tl__epoll_open, tl__epoll_close,
-    tl__epoll_ctl, tl__epoll_wait, tl__epoll_fd};
+    "epoll",       TL_CAP_EDGE | TL_CAP_FD, tl__epoll_open, tl__epoll_close,
+    tl__epoll_ctl, tl__epoll_wait,          tl__epoll_fd};
 
 #endif
 
@@ -1435,8 +1439,8 @@ static int tl__poll_wait(tl_loop *loop, int64_t timeout_ns) {
   return 0;
 }
 
-static const tl__backend tl__backend_poll = {"poll",         0, tl__poll_open, tl__poll_close,
-                                             tl__poll_ctl, tl__poll_wait, tl__no_fd};
+static const tl__backend tl__backend_poll = {
+    "poll", 0, tl__poll_open, tl__poll_close, tl__poll_ctl, tl__poll_wait, tl__no_fd};
 
 #endif
 
@@ -1478,13 +1482,15 @@ static int tl__dummy_wait(tl_loop *loop, int64_t timeout_ns) {
   struct pollfd wake = {loop->wake_rd, POLLIN, 0};
   int block = timeout_ns < 0 && !loop->ready_count;
   if (poll(&wake, 1, block ? -1 : 0) > 0) tl__report(loop, 0, TL_READ);
-  if (timeout_ns > 0 && !loop->ready_count) loop->now_ns = tl__add_clamped(loop->now_ns, timeout_ns);
+  if (timeout_ns > 0 && !loop->ready_count)
+    loop->now_ns = tl__add_clamped(loop->now_ns, timeout_ns);
   return 0;
 }
 
-static const tl__backend tl__backend_dummy = {"dummy", TL_CAP_EDGE | TL_CAP_VIRTUAL,
+static const tl__backend tl__backend_dummy = {"dummy",        TL_CAP_EDGE | TL_CAP_VIRTUAL,
                                               tl__dummy_open, tl__dummy_close,
-                                              tl__dummy_ctl, tl__dummy_wait, tl__no_fd};
+                                              tl__dummy_ctl,  tl__dummy_wait,
+                                              tl__no_fd};
 
 #endif
 
@@ -1851,7 +1857,8 @@ static int tl__bound_socket(const tl_addr *addr, int type, int flags) {
   int family = tl__addr_family(addr), rc = 0;
   int fd = socket(family, type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
   if (fd < 0) return -errno;
-  if (type == SOCK_STREAM && tl__is_ip(family)) rc = tl__set_option(fd, SOL_SOCKET, SO_REUSEADDR, true);
+  if (type == SOCK_STREAM && tl__is_ip(family))
+    rc = tl__set_option(fd, SOL_SOCKET, SO_REUSEADDR, true);
   if (rc == 0) rc = tl__set_option(fd, SOL_SOCKET, SO_REUSEPORT, flags & TL_REUSEPORT);
   if (rc == 0) rc = tl__set_option(fd, IPPROTO_IPV6, IPV6_V6ONLY, flags & TL_IPV6ONLY);
   if (rc == 0) rc = tl__set_option(fd, SOL_SOCKET, SO_BROADCAST, flags & TL_BROADCAST);
@@ -1929,7 +1936,8 @@ TL_API int tl_addr_unix(tl_addr *addr, const char *path, size_t nbytes) {
   memset(&un, 0, sizeof un);
   un.sun_family = AF_UNIX;
   memcpy(un.sun_path, path, nbytes);
-  return tl_addr_raw(addr, &un, offsetof(struct sockaddr_un, sun_path) + nbytes + (path[0] ? 1 : 0));
+  return tl_addr_raw(addr, &un,
+                     offsetof(struct sockaddr_un, sun_path) + nbytes + (path[0] ? 1 : 0));
 }
 
 static int tl__addr_text_unix(const tl_addr *addr, char *out, size_t capacity) {
@@ -1987,7 +1995,8 @@ TL_API int tl_peername(const tl_loop *loop, tl_handle handle, tl_addr *addr) {
   tl__io *io = tl__open_io(loop, handle, &error);
   if (!io) return error;
   const tl__stream *s = (const tl__stream *)io;
-  if (io->head.kind == TL__STREAM && s->peer_bytes) return tl_addr_raw(addr, s->peer, s->peer_bytes);
+  if (io->head.kind == TL__STREAM && s->peer_bytes)
+    return tl_addr_raw(addr, s->peer, s->peer_bytes);
   return tl__ask_name(io->fd, getpeername, addr);
 }
 
@@ -2440,7 +2449,8 @@ static void tl__listener_pause(tl_loop *loop, tl__listener *l) {
     (void)tl__want(loop, &l->io, TL_READ); /* no memory for the timer: try again at once */
 }
 
-/* End of a pause of a listener or a UDP handle. When the kernel has no memory for that: pause on. */
+/* End of a pause of a listener or a UDP handle. When the kernel has no memory for that: pause on.
+   */
 static void tl__resume(tl_loop *loop, tl__node *node) {
   int bit = node->owner->kind == TL__LISTENER ? TL_READ : TL_WRITE;
   if (tl__want(loop, (tl__io *)node->owner, bit) == 0) return;
@@ -2477,8 +2487,8 @@ static bool tl__listener_input(tl_loop *loop, tl__listener *l, tl_event *ev) {
     memset(peer, 0, sizeof *peer);
     socklen_t n = sizeof peer->data;
     loop->stats.syscalls++;
-    int fd = accept4(l->io.fd, (struct sockaddr *)(void *)peer->data, &n,
-                     SOCK_NONBLOCK | SOCK_CLOEXEC);
+    int fd =
+        accept4(l->io.fd, (struct sockaddr *)(void *)peer->data, &n, SOCK_NONBLOCK | SOCK_CLOEXEC);
     int error = errno;
     if (fd < 0 && (error == EAGAIN || error == EWOULDBLOCK)) return false;
     if (fd < 0 && tl__accept_lost(error)) continue;
@@ -2587,8 +2597,8 @@ static bool tl__udp_input_large(tl_loop *loop, tl__udp *u, tl_event *ev) {
   tl_addr *addr = (tl_addr *)(void *)loop->arena;
   memset(addr, 0, sizeof *addr);
   struct iovec iov = {loop->arena + TL_ADDR_BYTES, TL_ARENA_BYTES};
-  struct msghdr msg = {.msg_name = addr->data, .msg_namelen = sizeof addr->data,
-                       .msg_iov = &iov, .msg_iovlen = 1};
+  struct msghdr msg = {
+      .msg_name = addr->data, .msg_namelen = sizeof addr->data, .msg_iov = &iov, .msg_iovlen = 1};
   loop->stats.syscalls++;
   ssize_t n = recvmsg(u->io.fd, &msg, 0);
   if (n < 0) return tl__udp_error(u, errno, TL_READ, ev);
@@ -2623,7 +2633,8 @@ static bool tl__udp_input(tl_loop *loop, tl__udp *u, tl_event *ev) {
   int n = recvmmsg(u->io.fd, loop->headers + first, (unsigned)asked, 0, NULL);
   if (n < 0) return tl__udp_error(u, errno, TL_READ, ev);
   u->burst = n < 2 ? 4 : n > TL__DGRAM_MAX / 2 ? TL__DGRAM_MAX : 2 * n;
-  for (int slot = first; slot < first + n; slot++) loop->stats.bytes_in += loop->headers[slot].msg_len;
+  for (int slot = first; slot < first + n; slot++)
+    loop->stats.bytes_in += loop->headers[slot].msg_len;
   loop->dgram_used = first + n;
   loop->batch = (tl__batch){u->io.head.id, first, first, first + n};
   return tl__next_datagram(loop, ev);
@@ -2702,7 +2713,8 @@ static bool tl__udp_output(tl_loop *loop, tl__udp *u, tl_event *ev) {
     tl__sendv_prepare(&headers[count], &iov[count], p->data, p->nbytes, &p->addr);
   int n = count ? tl__sendv(loop, u, headers, count) : 0;
   for (int i = n < 0 ? 1 : n; i > 0; i--) tl__packet_drop(loop, u);
-  if (n < 0) return tl__udp_error(u, -n, TL_WRITE, ev); /* still watched: the next tick tells of the drain */
+  if (n < 0)
+    return tl__udp_error(u, -n, TL_WRITE, ev); /* still watched: the next tick tells of the drain */
   if (n == 0 && count) {
     if (u->family == AF_UNIX) tl__udp_pause(loop, u);
     return false;
@@ -2867,13 +2879,15 @@ TL_API int64_t tl_discard(tl_loop *loop, tl_handle handle) {
   if (!flow) return error;
   tl__io *io = tl__open_io(loop, handle, &error);
   int64_t nbytes = flow->queued;
-  if (io->head.kind == TL__UDP)
-    tl__packets_clear(loop, (tl__udp *)io);
-  else
-    tl__queue_clear(loop, (tl__stream *)io);
   flow->above = false;
-  if (io->head.kind == TL__UDP || !((tl__stream *)io)->connecting) tl__unwant(io, TL_WRITE);
-  tl__trim(loop, io);
+  if (io->head.kind == TL__UDP) {
+    tl__packets_clear(loop, (tl__udp *)io);
+    tl__unwant(io, TL_WRITE);
+    tl__trim(loop, io);
+  } else if (nbytes) {
+    tl__queue_clear(loop, (tl__stream *)io);
+    tl__stream_emptied(loop, (tl__stream *)io);
+  }
   return nbytes;
 }
 
@@ -2930,7 +2944,7 @@ static bool tl__must_wait(const tl_loop *loop, const tl__head *head) {
     return loop->arena_used && TL_ARENA_BYTES - loop->arena_used < TL__MIN_ROOM;
   if (head->kind != TL__UDP) return false;
   return tl__is_ip(((const tl__udp *)head)->family) ? loop->dgram_used == TL__DGRAM_MAX
-                                                     : loop->arena_used != 0;
+                                                    : loop->arena_used != 0;
 }
 
 static bool tl__readable(tl_loop *loop, tl__head *head, tl_event *ev) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 from functools import lru_cache
@@ -9,9 +10,8 @@ from typing import Any
 
 from tloop_py._ffi import ADDR_BYTES, ffi
 
-# tl_addr: u32 nbytes, u32 unused, then the sockaddr, whose first field is the family (native order).
+# tl_addr: u32 nbytes, u32 unused, then the sockaddr, which begins with the family (native order).
 _HEAD = struct.Struct("=I4xH")
-_IN6 = struct.Struct("!H4x16s")
 
 
 @lru_cache(maxsize=4096)
@@ -40,8 +40,6 @@ def parse(raw: bytes) -> Any:
 def _parse_unix(path: bytes) -> str | bytes:
     if path[:1] == b"\0":
         return path  # abstract: counted, and not text
-    import os
-
     return os.fsdecode(path.split(b"\0", 1)[0])
 
 

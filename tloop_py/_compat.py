@@ -51,7 +51,9 @@ def _find_step_type() -> type | None:
     seen: list[Any] = []
 
     class Probe(asyncio.BaseEventLoop):
-        def call_soon(self, callback: Any, *args: Any, context: Any = None) -> Any:
+        def call_soon(  # type: ignore[override]
+            self, callback: Any, *args: Any, context: Any = None
+        ) -> Any:
             seen.append(callback)
 
         def get_debug(self) -> bool:

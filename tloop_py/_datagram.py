@@ -10,6 +10,7 @@ import struct
 from typing import Any
 
 from tloop_py import _addr
+from tloop_py._base import BaseLoop
 from tloop_py._ffi import ADDR_BYTES, DATAGRAM, DRAIN, KEEP_FD, ffi, lib, oserror
 from tloop_py._transport import Transport, adopt
 
@@ -129,8 +130,8 @@ class DatagramTransport(Transport, asyncio.DatagramTransport):
             self._protocol.error_received(oserror(queued))
 
 
-class DatagramMixin(asyncio.BaseEventLoop):
-    def _make_datagram_transport(  # type: ignore[override]
+class DatagramMixin(BaseLoop):
+    def _make_datagram_transport(
         self,
         sock: socket.socket,
         protocol: asyncio.BaseProtocol,
@@ -138,6 +139,6 @@ class DatagramMixin(asyncio.BaseEventLoop):
         waiter: asyncio.Future[None] | None = None,
         extra: dict[str, Any] | None = None,
     ) -> asyncio.DatagramTransport:
-        self._ensure_fd_no_transport(sock)  # type: ignore[attr-defined]
-        self._forget_descriptor(sock.fileno())  # type: ignore[attr-defined]
+        self._ensure_fd_no_transport(sock)
+        self._forget_descriptor(sock.fileno())
         return DatagramTransport(self, sock, protocol, address, waiter, extra)

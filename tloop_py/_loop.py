@@ -13,12 +13,13 @@ import logging
 import os
 import threading
 import weakref
-from asyncio import base_events, events, format_helpers
+from asyncio import events, format_helpers
 from contextvars import copy_context
 from itertools import repeat
 from types import BuiltinFunctionType
 from typing import TYPE_CHECKING, Any
 
+from tloop_py._base import BaseLoop, base_events
 from tloop_py._compat import STEP_TYPE
 from tloop_py._datagram import DatagramMixin
 from tloop_py._ffi import CAP_VIRTUAL, DATA, SIGNAL, create_loop, dead_loop, ffi, lib, oserror
@@ -85,7 +86,7 @@ class Handle(events.Handle):
             )
 
 
-class Loop(SockMixin, SignalMixin, ServerMixin, DatagramMixin, asyncio.BaseEventLoop):
+class Loop(SockMixin, SignalMixin, ServerMixin, DatagramMixin, BaseLoop):
     """An asyncio event loop driven by tloop's C core.
 
     backend: "epoll", "poll" or "dummy" (virtual time: timers fire at once, in order, and
@@ -103,15 +104,13 @@ class Loop(SockMixin, SignalMixin, ServerMixin, DatagramMixin, asyncio.BaseEvent
         super().__init__()
         self._events: Any = ffi.new("tl_event[]", _CAPACITY)
         self._rows = memoryview(ffi.buffer(self._events)).cast("B").cast("q")
-        self._arena: Any = ffi.buffer(
-            lib.tl_loop_arena(self._c), lib.tl_loop_arena_bytes(self._c)
-        )
+        self._arena: Any = ffi.buffer(lib.tl_loop_arena(self._c), lib.tl_loop_arena_bytes(self._c))
         # handle -> who receives its events; what is missing here gets none.
         self._handlers: dict[int, EventReceiver] = {}
         self._outbox = Outbox()
         # fd -> transport, to protect transports' descriptors from add_reader and sock_*.
         self._transports: dict[int, Any] = {}
-        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._timers: list[tuple[float, int, Any]] = []
         self._timer_seq = 0
         # What an interrupted tick (Ctrl-C, SystemExit) has left; see _recover.
         self._interrupted = False
@@ -171,7 +170,7 @@ class Loop(SockMixin, SignalMixin, ServerMixin, DatagramMixin, asyncio.BaseEvent
         callback: Callable[..., object],
         *args: Any,
         context: contextvars.Context | None = None,
-    ) -> asyncio.Handle | None:
+    ) -> Any:
         """As asyncio's. A task that schedules its own step gets no handle: it ignores it, and one
         tuple costs half of what a Handle does (a turn of sleep(0): 0.54 instead of 0.79 us)."""
         if self._debug or self._closed:
@@ -192,13 +191,13 @@ class Loop(SockMixin, SignalMixin, ServerMixin, DatagramMixin, asyncio.BaseEvent
         self._ready.append(handle)
         return handle
 
-    def call_at(
+    def call_at(  # type: ignore[override]
         self,
         when: float,
         callback: Callable[..., object],
         *args: Any,
         context: contextvars.Context | None = None,
-    ) -> asyncio.TimerHandle:
+    ) -> Any:
         """As asyncio's; equal times run in the order of the calls."""
         if when is None:
             raise TypeError("when cannot be None")
@@ -206,7 +205,7 @@ class Loop(SockMixin, SignalMixin, ServerMixin, DatagramMixin, asyncio.BaseEvent
         if self._debug:
             self._check_thread()
             self._check_callback(callback, "call_at")
-        timer = events.TimerHandle(when, callback, args, self, context)
+        timer: Any = events.TimerHandle(when, callback, args, self, context)
         if timer._source_traceback:
             del timer._source_traceback[-1]
         # Tuples compare in C; TimerHandle.__lt__ is Python and costs ten times as much.
@@ -319,9 +318,7 @@ class Loop(SockMixin, SignalMixin, ServerMixin, DatagramMixin, asyncio.BaseEvent
     def _step_failed(self, item: tuple[Any, ...], exc: BaseException) -> None:
         """A task's step raised: it only does so when somebody else has finished the task."""
         shown = format_helpers._format_callback_source(item[1], item[2:])
-        self.call_exception_handler(
-            {"message": f"Exception in callback {shown}", "exception": exc}
-        )
+        self.call_exception_handler({"message": f"Exception in callback {shown}", "exception": exc})
 
     def _dispatch(self, flat: list[int]) -> None:
         """Hand events to their handlers. An exception that ends the loop leaves the rest."""
@@ -367,9 +364,7 @@ class Loop(SockMixin, SignalMixin, ServerMixin, DatagramMixin, asyncio.BaseEvent
             receiver = self._handlers.get(handle)
             if receiver is not None:
                 self._ready.append(
-                    events.Handle(
-                        receiver._event, (kind, result, offset), self, receiver._context
-                    )
+                    events.Handle(receiver._event, (kind, result, offset), self, receiver._context)
                 )
             elif kind == SIGNAL:
                 self._handle_signal(result)
@@ -395,7 +390,7 @@ class Loop(SockMixin, SignalMixin, ServerMixin, DatagramMixin, asyncio.BaseEvent
             handle._run()
             seconds = self.time() - began
             if seconds >= self.slow_callback_duration:
-                base_events.logger.warning(  # type: ignore[attr-defined]
+                base_events.logger.warning(
                     "Executing %s took %.3f seconds", base_events._format_handle(handle), seconds
                 )
         finally:

@@ -8,11 +8,12 @@ import logging
 import os
 import socket
 import stat
-from asyncio import base_events, constants, sslproto, tasks, trsock
+from asyncio import constants, sslproto, tasks, trsock
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 from tloop_py import _compat
+from tloop_py._base import BaseLoop, base_events
 from tloop_py._ffi import ACCEPT, ADDR_BYTES, KEEP_FD, lib, oserror
 from tloop_py._receiver import EventReceiver
 from tloop_py._stream import StreamTransport
@@ -76,7 +77,12 @@ class _Acceptor(EventReceiver):
                 self._loop.create_task(self._accept_tls(protocol, handle, peer))
             else:
                 StreamTransport(
-                    self._loop, protocol, handle=handle, peer=peer, like=self.sock, server=self.server
+                    self._loop,
+                    protocol,
+                    handle=handle,
+                    peer=peer,
+                    like=self.sock,
+                    server=self.server,
                 )
         except (SystemExit, KeyboardInterrupt):
             lib.tl_close(self._loop._c, handle)
@@ -95,7 +101,7 @@ class _Acceptor(EventReceiver):
                 await waiter
             except BaseException:
                 transport.close()
-                waiter = None  # type: ignore[assignment]  # its exception refers to this frame
+                waiter = None  # its exception refers to this frame
                 raise
         except (SystemExit, KeyboardInterrupt):
             raise
@@ -121,12 +127,7 @@ class _Acceptor(EventReceiver):
         self._loop.call_exception_handler(context)
 
 
-class ServerMixin(asyncio.BaseEventLoop):
-    _c: Any
-    _arena: Any
-    _handlers: dict[int, Any]
-    _transports: dict[int, Any]
-
+class ServerMixin(BaseLoop):
     def __init__(self) -> None:
         super().__init__()
         self._acceptors: dict[socket.socket, _Acceptor] = {}
@@ -134,7 +135,7 @@ class ServerMixin(asyncio.BaseEventLoop):
 
     # -- what BaseEventLoop asks of its subclasses ------------------------------------------------
 
-    def _make_socket_transport(  # type: ignore[override]
+    def _make_socket_transport(
         self,
         sock: socket.socket,
         protocol: asyncio.BaseProtocol,
@@ -143,12 +144,12 @@ class ServerMixin(asyncio.BaseEventLoop):
         extra: dict[str, Any] | None = None,
         server: Server | None = None,
     ) -> asyncio.Transport:
-        self._ensure_fd_no_transport(sock)  # type: ignore[attr-defined]
-        self._forget_descriptor(sock.fileno())  # type: ignore[attr-defined]
-        base_events._set_nodelay(sock)  # type: ignore[attr-defined]
+        self._ensure_fd_no_transport(sock)
+        self._forget_descriptor(sock.fileno())
+        base_events._set_nodelay(sock)
         return StreamTransport(self, protocol, waiter, sock=sock, extra=extra, server=server)
 
-    def _make_ssl_transport(  # type: ignore[override]
+    def _make_ssl_transport(
         self,
         rawsock: socket.socket | None,
         protocol: asyncio.BaseProtocol,
@@ -163,21 +164,22 @@ class ServerMixin(asyncio.BaseEventLoop):
         ssl_shutdown_timeout: float | None = constants.SSL_SHUTDOWN_TIMEOUT,
         **accepted: Any,
     ) -> asyncio.Transport:
-        tls = sslproto.SSLProtocol(
+        tls: Any = sslproto.SSLProtocol(
             self,
             protocol,
             sslcontext,
-            waiter,
+            waiter,  # type: ignore[arg-type]  # None: asyncio does so, too
             server_side,
             server_hostname,
-            ssl_handshake_timeout=ssl_handshake_timeout,
+            ssl_handshake_timeout=ssl_handshake_timeout,  # type: ignore[arg-type]
             ssl_shutdown_timeout=ssl_shutdown_timeout,
         )
         if rawsock is None:
             StreamTransport(self, tls, server=server, **accepted)
         else:
             self._make_socket_transport(rawsock, tls, extra=extra, server=server)
-        return tls._app_transport  # type: ignore[no-any-return]
+        transport: asyncio.Transport = tls._app_transport
+        return transport
 
     def _start_serving(
         self,
@@ -208,7 +210,7 @@ class ServerMixin(asyncio.BaseEventLoop):
                     **accepted,
                 )
 
-        self._forget_descriptor(sock.fileno())  # type: ignore[attr-defined]
+        self._forget_descriptor(sock.fileno())
         self._acceptors[sock] = _Acceptor(self, sock, protocol_factory, server, make_tls)
 
     def _stop_serving(self, sock: socket.socket) -> None:
@@ -256,7 +258,7 @@ class ServerMixin(asyncio.BaseEventLoop):
                 raise ValueError("no path and sock were specified")
             _check_unix_stream(sock)
             sock.setblocking(False)
-        return await self._create_connection_transport(  # type: ignore[attr-defined, no-any-return]
+        return await self._create_connection_transport(
             sock,
             protocol_factory,
             ssl,
@@ -294,7 +296,7 @@ class ServerMixin(asyncio.BaseEventLoop):
         if cleanup_socket:
             self._remember_socket_file(sock)
         sock.setblocking(False)
-        server = base_events.Server(
+        server: Server = base_events.Server(
             self, [sock], protocol_factory, ssl, backlog, ssl_handshake_timeout,
             ssl_shutdown_timeout,
         )  # fmt: skip

@@ -17,6 +17,7 @@ import warnings
 from asyncio import coroutines, events
 from typing import TYPE_CHECKING, Any
 
+from tloop_py._base import BaseLoop
 from tloop_py._ffi import lib
 
 if TYPE_CHECKING:
@@ -29,9 +30,7 @@ def _noop(signum: int, frame: object) -> None:
     """A Python handler must exist for the number to be written to the wake-up descriptor."""
 
 
-class SignalMixin(asyncio.BaseEventLoop):
-    _c: Any
-
+class SignalMixin(BaseLoop):
     def __init__(self) -> None:
         super().__init__()
         self._signal_handlers: dict[int, asyncio.Handle] = {}
@@ -91,7 +90,7 @@ class SignalMixin(asyncio.BaseEventLoop):
         if handle.cancelled():
             self.remove_signal_handler(sig)
         else:
-            self._add_callback_signalsafe(handle)  # type: ignore[attr-defined]
+            self._add_callback_signalsafe(handle)
 
     def _close_signals(self) -> None:
         if not sys.is_finalizing():
@@ -120,7 +119,7 @@ class SignalMixin(asyncio.BaseEventLoop):
 
     def _begin_wakeup_fd(self) -> int | None:
         """Returns what was there before, or None outside of the main thread."""
-        if self._closed or threading.current_thread() is not threading.main_thread():  # type: ignore[attr-defined]
+        if self._closed or threading.current_thread() is not threading.main_thread():
             return None
         try:
             return signal.set_wakeup_fd(lib.tl_loop_wake_fd(self._c), warn_on_full_buffer=False)
@@ -137,7 +136,7 @@ class SignalMixin(asyncio.BaseEventLoop):
         """In a forked child: leave parent's poll set and wake pipe alone."""
         own = lib.tl_loop_wake_fd(self._c)
         lib.tl_loop_after_fork(self._c)
-        self._outbox.clear()  # type: ignore[attr-defined]
+        self._outbox.clear()
         if threading.current_thread() is threading.main_thread():
             former = signal.set_wakeup_fd(-1)
             if former not in (-1, own):

@@ -15,19 +15,19 @@ import errno
 import socket
 import threading
 import weakref
-from asyncio import base_events, events
+from asyncio import events
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from tloop_py._base import BaseLoop, base_events
 from tloop_py._ffi import CAP_EDGE, EDGE, ERR, HUP, READ, WRITE, lib, oserror
 from tloop_py._receiver import EventReceiver
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    Address = tuple[Any, ...] | str | bytes
-    Buffer = bytearray | memoryview
 
+_T = TypeVar("_T")
 _WOULD_BLOCK = (BlockingIOError, InterruptedError)
 
 
@@ -45,8 +45,8 @@ class _Descriptor(EventReceiver):
     """What a loop knows of one file descriptor."""
 
     __slots__ = (
-        "__weakref__", "_c", "_context", "_edge", "_loop", "fd", "gone", "handle", "hup", "mask", "readable",
-        "reader", "reads", "sock", "writable", "writer", "writes",
+        "__weakref__", "_c", "_context", "_edge", "_loop", "fd", "gone", "handle", "hup", "mask",
+        "readable", "reader", "reads", "sock", "writable", "writer", "writes",
     )  # fmt: skip
 
     def __init__(self, loop: SockMixin, fd: int) -> None:
@@ -110,7 +110,7 @@ class _Descriptor(EventReceiver):
     # -- operations -------------------------------------------------------------------------------
 
     def wait(self, write: bool, attempt: Callable[[], Any]) -> asyncio.Future[Any]:
-        future = self._loop.create_future()
+        future: asyncio.Future[Any] = self._loop.create_future()
         (self.writes if write else self.reads).append(_Op(attempt, future))
         if not self.mask & EDGE:
             self.watch()
@@ -160,11 +160,7 @@ class _Descriptor(EventReceiver):
             lib.tl_poll_rearm(self._c, self.handle, bit)
 
 
-class SockMixin(asyncio.BaseEventLoop):
-    _c: Any
-    _handlers: dict[int, Any]
-    _transports: dict[int, Any]
-
+class SockMixin(BaseLoop):
     def __init__(self) -> None:
         super().__init__()
         self._descriptors: dict[int, _Descriptor] = {}
@@ -237,7 +233,9 @@ class SockMixin(asyncio.BaseEventLoop):
 
     # -- readers and writers ----------------------------------------------------------------------
 
-    def add_reader(self, fd: Any, callback: Callable[..., object], *args: Any) -> None:
+    def add_reader(  # type: ignore[override]
+        self, fd: Any, callback: Callable[..., object], *args: Any
+    ) -> None:
         """Call callback(*args) whenever fd is readable; replaces the former reader.
 
         fd: number, or object with fileno(). Raises RuntimeError for a transport's descriptor,
@@ -252,7 +250,9 @@ class SockMixin(asyncio.BaseEventLoop):
         """Returns whether there was one."""
         return self._remove(fd, "reader")
 
-    def add_writer(self, fd: Any, callback: Callable[..., object], *args: Any) -> None:
+    def add_writer(  # type: ignore[override]
+        self, fd: Any, callback: Callable[..., object], *args: Any
+    ) -> None:
         """As add_reader, for writing; independent of the reader of the same descriptor."""
         self._check_closed()
         entry = self._entry(self._ensure_fd_no_transport(fd))
@@ -296,13 +296,13 @@ class SockMixin(asyncio.BaseEventLoop):
         if handle.cancelled():
             self._swap(entry, "reader", None)
         else:
-            self._run_handle(handle)  # type: ignore[attr-defined]
+            self._run_handle(handle)
 
     def _run_writer(self, entry: _Descriptor, handle: asyncio.Handle) -> None:
         if handle.cancelled():
             self._swap(entry, "writer", None)
         else:
-            self._run_handle(handle)  # type: ignore[attr-defined]
+            self._run_handle(handle)
 
     # -- operations -------------------------------------------------------------------------------
 
@@ -326,20 +326,20 @@ class SockMixin(asyncio.BaseEventLoop):
         data: bytes = await entry.wait(False, attempt)
         return data
 
-    async def sock_recv_into(self, sock: socket.socket, buf: Buffer) -> int:
+    async def sock_recv_into(self, sock: socket.socket, buf: Any) -> int:
         """Receive into buf; returns the number of bytes."""
-        return await self._do_read(sock, lambda: sock.recv_into(buf))  # type: ignore[no-any-return]
+        return await self._do_read(sock, lambda: sock.recv_into(buf))
 
     async def sock_recvfrom(self, sock: socket.socket, bufsize: int) -> tuple[bytes, Any]:
         """Receive one datagram; returns it and its sender."""
-        return await self._do_read(sock, lambda: sock.recvfrom(bufsize))  # type: ignore[no-any-return]
+        return await self._do_read(sock, lambda: sock.recvfrom(bufsize))
 
     async def sock_recvfrom_into(
-        self, sock: socket.socket, buf: Buffer, nbytes: int = 0
+        self, sock: socket.socket, buf: Any, nbytes: int = 0
     ) -> tuple[int, Any]:
         """Receive one datagram into buf; returns its length and its sender."""
         size = nbytes or len(buf)
-        return await self._do_read(sock, lambda: sock.recvfrom_into(buf, size))  # type: ignore[no-any-return]
+        return await self._do_read(sock, lambda: sock.recvfrom_into(buf, size))
 
     async def sock_accept(self, sock: socket.socket) -> tuple[socket.socket, Any]:
         """Accept one connection; returns its socket, non-blocking, and the peer's address."""
@@ -349,16 +349,17 @@ class SockMixin(asyncio.BaseEventLoop):
             conn.setblocking(False)
             return conn, address
 
-        return await self._do_read(sock, attempt)  # type: ignore[no-any-return]
+        return await self._do_read(sock, attempt)
 
-    async def _do_read(self, sock: socket.socket, attempt: Callable[[], Any]) -> Any:
+    async def _do_read(self, sock: socket.socket, attempt: Callable[[], _T]) -> _T:
         entry = self._descriptor_of(sock)
         if entry.readable and not entry.reads:
             try:
                 return attempt()
             except _WOULD_BLOCK:
                 entry.readable = False
-        return await entry.wait(False, attempt)
+        result: _T = await entry.wait(False, attempt)
+        return result
 
     async def sock_sendall(self, sock: socket.socket, data: Any) -> None:
         """Send all of data. After an exception nobody knows how much was sent."""
@@ -402,7 +403,7 @@ class SockMixin(asyncio.BaseEventLoop):
         """Connect; host names are resolved by the executor."""
         entry = self._descriptor_of(sock)
         if sock.family in (socket.AF_INET, socket.AF_INET6):
-            resolved = await self._ensure_resolved(  # type: ignore[attr-defined]
+            resolved = await self._ensure_resolved(
                 address, family=sock.family, type=sock.type, proto=sock.proto, loop=self
             )
             address = resolved[0][4]

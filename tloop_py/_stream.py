@@ -36,7 +36,7 @@ class StreamTransport(Transport, asyncio.Transport):
     )  # fmt: skip
 
     _start_tls_compatible = True
-    _sendfile_compatible = constants._SendfileMode.TRY_NATIVE  # type: ignore[attr-defined]
+    _sendfile_compatible = constants._SendfileMode.TRY_NATIVE
 
     def __init__(
         self,
@@ -205,7 +205,7 @@ class StreamTransport(Transport, asyncio.Transport):
 
     # -- sending ----------------------------------------------------------------------------------
 
-    def write(self, data: bytes | bytearray | memoryview) -> None:  # type: ignore[override]
+    def write(self, data: bytes | bytearray | memoryview) -> None:
         """Send; what the kernel does not take at once is copied. Never blocks."""
         outbox = self._outbox
         if type(data) is bytes and outbox.is_open and not self._write_barred:
@@ -253,7 +253,7 @@ class StreamTransport(Transport, asyncio.Transport):
         else:
             self._fatal_error(oserror(queued), _WRITE_FAILED)
 
-    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:  # type: ignore[override]
+    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
         """As one write of all; the parts are joined, which is cheaper than telling C of each."""
         if self._eof:
             raise RuntimeError("Cannot call writelines() after write_eof()")
@@ -325,4 +325,3 @@ class StreamTransport(Transport, asyncio.Transport):
         waiter = self._empty_waiter
         if waiter is not None and not waiter.done():
             waiter.set_exception(ConnectionError("Connection is closed by peer"))
-

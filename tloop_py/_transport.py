@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import warnings
-from asyncio import constants, transports, trsock
+from asyncio import constants, trsock
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 from tloop_py import _addr, _compat
+from tloop_py._base import FlowControl
 from tloop_py._ffi import ffi, lib, oserror
 from tloop_py._receiver import EventReceiver
 
 if TYPE_CHECKING:
+    import socket
     from asyncio.base_events import Server
 
 _logger = logging.getLogger("asyncio")
@@ -23,14 +24,14 @@ _LAZY_INFO = ("socket", "sockname", "peername")
 _MAX_MARK = (1 << 62) - 1
 
 
-class Transport(transports._FlowControlMixin, EventReceiver):  # type: ignore[misc]
+class Transport(FlowControl, EventReceiver):
     """One handle of the C core, as an asyncio transport.
 
     `_closing` is set when nothing more may be delivered, `_conn_lost` counts from the moment when
     connection_lost is scheduled; both as in asyncio, whose order of calls this keeps.
     """
 
-    # Libraries set attributes of their own on transports, hence __dict__; ours are slots, because an
+    # Libraries set attributes of their own on transports, hence __dict__; ours are slots, for an
     # object whose __dict__ is in use pays 40 ns for each method look-up (CPython 3.13).
     __slots__ = (
         "__dict__", "__weakref__", "_arena", "_c", "_closing", "_conn_lost", "_context", "_fd",
@@ -102,7 +103,8 @@ class Transport(transports._FlowControlMixin, EventReceiver):  # type: ignore[mi
         self._protocol_connected = True
 
     def get_protocol(self) -> asyncio.BaseProtocol:
-        return self._protocol
+        protocol: asyncio.BaseProtocol = self._protocol
+        return protocol
 
     def is_closing(self) -> bool:
         return self._closing
@@ -148,7 +150,8 @@ class Transport(transports._FlowControlMixin, EventReceiver):  # type: ignore[mi
         self._closing = True
         self._plain = False
         self._stop_reading()
-        if not queued:
+        # A paused protocol will be resumed first, and may write then: _drained goes on from there.
+        if not queued and not self._protocol_paused:
             self._conn_lost += 1
             self._write_barred = True
             self._loop.call_soon(self._call_connection_lost, None)
@@ -160,9 +163,7 @@ class Transport(transports._FlowControlMixin, EventReceiver):  # type: ignore[mi
     def _stop_reading(self) -> None:
         raise NotImplementedError
 
-    def _fatal_error(
-        self, exc: BaseException, message: str = "Fatal error on transport"
-    ) -> None:
+    def _fatal_error(self, exc: BaseException, message: str = "Fatal error on transport") -> None:
         if isinstance(exc, OSError):
             if self._loop.get_debug():
                 _logger.debug("%r: %s", self, message, exc_info=exc)

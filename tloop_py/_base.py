@@ -1,0 +1,79 @@
+"""What of asyncio's private surface tloop relies on, named and typed in one place.
+
+CPython's own loops extend the same class in the same way; CPython's test-suite, run on tloop with
+each interpreter version, tells when something here changes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import transports
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import collections
+    import socket
+    from collections.abc import Callable
+    from contextvars import Context
+
+
+class BaseLoop(asyncio.BaseEventLoop):
+    """asyncio.BaseEventLoop, and what the parts of `Loop` know of each other."""
+
+    if TYPE_CHECKING:
+        # -- of asyncio
+        _debug: bool
+        _closed: bool
+        _stopping: bool
+        _ready: collections.deque[Any]
+        _clock_resolution: float
+        _timer_cancelled_count: int
+        _current_handle: Any
+        slow_callback_duration: float
+
+        def _check_closed(self) -> None: ...
+        def _check_thread(self) -> None: ...
+        def _check_callback(self, callback: object, method: str) -> None: ...
+        def _add_callback_signalsafe(self, handle: asyncio.Handle) -> None: ...
+        async def _ensure_resolved(self, address: Any, **kwargs: Any) -> list[Any]: ...
+        async def _create_connection_transport(
+            self, *args: Any, **kwargs: Any
+        ) -> tuple[asyncio.Transport, asyncio.BaseProtocol]: ...
+
+        # -- of tloop
+        _c: Any  # tl_loop *
+        _arena: Any
+        _handlers: dict[int, Any]
+        _transports: dict[int, Any]
+        _outbox: Any
+
+        def call_soon(  # type: ignore[override]
+            self, callback: Callable[..., object], *args: Any, context: Context | None = None
+        ) -> Any: ...
+        def _run_handle(self, handle: asyncio.Handle) -> None: ...
+        def _ensure_fd_no_transport(self, fd: Any) -> int: ...
+        def _forget_descriptor(self, fd: int) -> None: ...
+        async def sock_connect(self, sock: socket.socket, address: Any) -> None: ...
+
+
+class FlowControl(transports._FlowControlMixin):
+    """asyncio's rules of when a protocol is paused."""
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+        _extra: dict[str, Any]
+        _high_water: int
+        _low_water: int
+        _protocol: Any
+        _protocol_paused: bool
+
+        def _set_write_buffer_limits(
+            self, high: int | None = None, low: int | None = None
+        ) -> None: ...
+        def _maybe_pause_protocol(self) -> None: ...
+        def _maybe_resume_protocol(self) -> None: ...
+
+
+# Untyped parts of asyncio's modules.
+base_events: Any = asyncio.base_events
