@@ -2867,6 +2867,7 @@ TL_API int tl_close(tl_loop *loop, tl_handle handle) {
   if (!head) return TL_EBADH;
   if (head->closing) return 0;
   tl__teardown(loop, head);
+  loop->stats.live--;
   head->closing = true;
   head->next_closing = loop->closing;
   loop->closing = head;
@@ -2933,7 +2934,6 @@ static bool tl__next_closed(tl_loop *loop, tl_event *ev) {
   if (!head) return false;
   loop->closed = head->next_closing;
   loop->reap = head; /* its callback is still to be called */
-  loop->stats.live--;
   *ev = (tl_event){head->id, TL_EV_CLOSED, head->close_result, 0};
   return true;
 }
@@ -3237,7 +3237,7 @@ TL_API int tl_loop_step(tl_loop *loop, int64_t timeout_ns) {
 
 TL_API int tl_loop_run(tl_loop *loop) {
   int rc = 0;
-  while (!loop->stopping && loop->stats.live > 0) {
+  while (!loop->stopping && (loop->stats.live > 0 || loop->closing || tl__pending(loop))) {
     rc = tl_loop_step(loop, -1);
     if (rc < 0) break;
   }
