@@ -17,15 +17,18 @@ strict := -std=c11 -Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes -Werr
 # Tests of the sources, the build and the wheel need to run once, not for each backend and Python.
 once := $(wildcard $(patsubst %,tests/test_%.py,header cdef abi_mode packaging examples))
 behaviour := $(filter-out $(once),$(wildcard tests/test_*.py))
-# pytest warns and pip asks in many ways; what fails says enough.
-pytest = $(py) -m pytest -q $(PYTEST)
+# The outer limit is for what no test's own time-out ends: a thread that hangs at the exit.
+limit := timeout --foreground --kill-after=10 900
+pytest = $(limit) $(py) -m pytest -q $(PYTEST)
+stdlib = $(limit) $(py) -m tests.stdlib.run
 pip = $(VENV)/bin/pip --quiet --disable-pip-version-check --no-input
 
 c_programs := $(patsubst examples/%.c,build/examples/%,$(wildcard examples/*.c))
 c_sources := $(wildcard tloop.h examples/*.[ch] bench/*.[ch] tests/c/*.[ch])
 
 .PHONY: all demo test test-fast test-all test-pypy test-c test-py test-apps test-stdlib test-once
-.PHONY: asan tsan lint format bench examples module tools clean venv-test venv-apps venv-lint
+.PHONY: asan tsan lint lint-cdef lint-python lint-types lint-format lint-c format
+.PHONY: bench examples module tools clean
 .DELETE_ON_ERROR:
 
 all: module
@@ -113,7 +116,7 @@ test-apps: module $(VENV)/apps.stamp
 
 # 77: this interpreter comes without its test package, which the runner says.
 test-stdlib: module $(VENV)/test.stamp
-	@$(py) -m tests.stdlib.run || [ $$? -eq 77 ]
+	@$(stdlib) || [ $$? -eq 77 ]
 
 # The same binding and tests on every CPython that this machine has.
 test-all:
@@ -128,7 +131,7 @@ test-all:
 .PHONY: test-interpreter
 test-interpreter: module $(VENV)/test.stamp
 	@TLOOP_TEST_LOOPS=tloop $(pytest) $(behaviour)
-	@$(py) -m tests.stdlib.run || [ $$? -eq 77 ]
+	@$(stdlib) || [ $$? -eq 77 ]
 
 # PyPy 3.11: the one on PATH, else Debian 13's in a root of its own (kept in ~/.cache/tloop).
 pypy_packages := pypy3 pypy3-dev pypy3-venv pypy3-lib-testsuite gcc libc6-dev make
@@ -142,15 +145,25 @@ test-pypy:
 
 # -- style -----------------------------------------------------------------------------------------
 
-lint: module $(VENV)/lint.stamp
+# `make -k lint` goes on after the first complaint.
+lint: lint-cdef lint-python lint-types lint-format lint-c
+
+lint-cdef: module
 	@$(py) cffi_build.py --check
-	@$(VENV)/bin/ruff check --quiet
-	@$(VENV)/bin/ruff format --quiet --check
+
+lint-python: $(VENV)/lint.stamp
+	@$(VENV)/bin/ruff check --quiet --output-format concise
+	@$(VENV)/bin/ruff format --quiet --check --output-format concise
+
+lint-types: module $(VENV)/lint.stamp
 	@$(VENV)/bin/mypy --no-error-summary
+
+lint-format: $(VENV)/lint.stamp
 	@$(VENV)/bin/clang-format --dry-run -Werror $(c_sources)
+
+lint-c: $(VENV)/lint.stamp
 	@$(VENV)/bin/clang-tidy --quiet --warnings-as-errors='*' tloop.h -- \
 	  -x c -std=c11 -DTLOOP_IMPLEMENTATION
-	@echo "lint: clean"
 
 format: $(VENV)/lint.stamp
 	@$(VENV)/bin/ruff check --quiet --fix

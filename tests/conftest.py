@@ -1,0 +1,164 @@
+"""Each behaviour test runs on tloop and on stock asyncio, and must leave nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import inspect
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import cast
+
+import pytest
+from loopkit import (
+    FACTORIES,
+    HERE,
+    PATIENCE,
+    REFCOUNTS,
+    Loop,
+    LoopFactory,
+    collect,
+    live_handles,
+    selected_loops,
+    turns,
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes more than a moment, or sleeps on purpose")
+    config.addinivalue_line("markers", "loops(*names): what is tested is promised by these only")
+
+
+def pytest_collection_finish() -> None:
+    freeze: Callable[[], None] | None = getattr(gc, "freeze", None)  # PyPy has none
+    if freeze:
+        freeze()  # what pytest itself made need not be looked at in the collection of each test
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "loop_name" in metafunc.fixturenames:
+        marker = metafunc.definition.get_closest_marker("loops")
+        wanted = marker.args if marker else tuple(FACTORIES)
+        metafunc.parametrize("loop_name", [name for name in selected_loops() if name in wanted])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_asyncio_loop_factories() -> Mapping[str, LoopFactory]:
+    """The way users tell pytest-asyncio which loops to use; see test_pytest_asyncio.py."""
+    return {name: FACTORIES[name] for name in selected_loops()}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run an `async def` test on the `loop` fixture, which lives on for the checks after it."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj) or "loop" not in pyfuncitem.funcargs:
+        return None
+    names = inspect.signature(pyfuncitem.obj).parameters
+    arguments = {name: pyfuncitem.funcargs[name] for name in names}
+
+    async def bounded() -> None:
+        async with asyncio.timeout(PATIENCE):
+            await pyfuncitem.obj(**arguments)
+
+    loop = cast("Loop", pyfuncitem.funcargs["loop"])
+    loop.run_until_complete(bounded())
+    return True
+
+
+class AsyncioLog(logging.Handler):
+    """Warnings and errors that the loop logged; each must be expected by the test."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+    @property
+    def messages(self) -> list[str]:
+        return [record.getMessage() for record in self.records]
+
+    def expect(self, text: str) -> logging.LogRecord:
+        """Take out the first record that has the text."""
+        for record in self.records:
+            if text in record.getMessage():
+                self.records.remove(record)
+                return record
+        raise AssertionError(f"{text!r} was not logged; logged: {self.messages}")
+
+
+@pytest.fixture
+def asyncio_log() -> Iterator[AsyncioLog]:
+    handler = AsyncioLog()
+    loggers = [logging.getLogger(name) for name in ("asyncio", "tloop_py")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    yield handler
+    for logger in loggers:
+        logger.removeHandler(handler)
+
+
+def open_fds() -> dict[str, str]:
+    """Every open file descriptor and what it refers to."""
+    found = {}
+    for fd in os.listdir("/proc/self/fd"):
+        path = f"/proc/self/fd/{fd}"
+        if os.path.exists(path) or os.path.islink(path):  # the folder's own fd is gone by now
+            found[fd] = os.readlink(path)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request: pytest.FixtureRequest, asyncio_log: AsyncioLog) -> Iterator[None]:
+    """No fd, thread, log line or warning outlives a test; folders below have their own rules."""
+    if request.path.parent != HERE:
+        yield
+        return
+    fds, threads = open_fds(), set(threading.enumerate())
+    yield
+
+    def left() -> dict[str, str]:
+        return {fd: target for fd, target in open_fds().items() if fds.get(fd) != target}
+
+    if REFCOUNTS or left():  # elsewhere a collection takes longer than most tests
+        collect()  # an unclosed object warns now, so in the test that left it
+    assert not asyncio_log.messages, "the loop logged what the test did not expect"
+    assert not left(), "file descriptors left open"
+    assert not set(threading.enumerate()) - threads, "threads left running"
+
+
+@pytest.fixture
+def loop_factory(loop_name: str) -> LoopFactory:
+    return FACTORIES[loop_name]
+
+
+@pytest.fixture
+def loop(loop_factory: LoopFactory, nothing_left_behind: None) -> Iterator[Loop]:
+    loop = loop_factory()
+    idle = live_handles(loop)
+    yield loop
+    if not loop.is_closed():
+        close_clean(loop, idle)
+
+
+def close_clean(loop: Loop, idle: int) -> None:
+    """Close the loop; it must have no task and no handle left by then."""
+
+    async def settle() -> set[asyncio.Task[object]]:
+        await turns(10)
+        await asyncio.sleep(0.0001)  # a wait, in which the C core ends what was closed
+        return asyncio.all_tasks() - {asyncio.current_task()}
+
+    tasks = loop.run_until_complete(settle())
+    if live_handles(loop) > idle:
+        collect()  # the loop remembers a raw socket while the object lives
+        loop.run_until_complete(settle())
+    handles = live_handles(loop) - idle
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.run_until_complete(loop.shutdown_default_executor())
+    loop.close()
+    assert not tasks, "tasks left pending"
+    assert handles == 0, "handles of the C core left alive"

@@ -1,0 +1,221 @@
+"""BufferedProtocol: the protocol lends the buffer that is received into."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+
+import pytest
+from conftest import AsyncioLog
+from loopkit import Loop, Recorder, connected, until
+
+pytestmark = pytest.mark.usefixtures("loop")
+
+
+class Buffered(asyncio.BufferedProtocol):
+    """Receives into one buffer of a given size, and keeps what came."""
+
+    transport: Any = None
+
+    def __init__(self, size: int = 1000) -> None:
+        self.buffer = bytearray(size)
+        self.calls: list[str] = []
+        self.data = bytearray()
+        self.hints: list[int] = []
+        self.error: Exception | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+        self.calls.append("made")
+
+    def get_buffer(self, sizehint: int) -> Any:
+        self.hints.append(sizehint)
+        return self.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.data += self.buffer[:nbytes]
+        if self.calls[-1] != "data":
+            self.calls.append("data")
+
+    def eof_received(self) -> bool | None:
+        self.calls.append("eof")
+        return None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.calls.append("lost")
+        self.error = exc
+
+    @property
+    def lost(self) -> bool:
+        return "lost" in self.calls
+
+
+@pytest.mark.parametrize("size", [1, 3, 1000, 1 << 20])
+async def test_every_byte_arrives_whatever_the_size_of_the_buffer(loop: Loop, size: int) -> None:
+    data = bytes(range(256)) * 20
+    async with connected(Buffered(size)) as (_, protocol, far):
+        far.sendall(data)
+        await until(lambda: len(protocol.data) == len(data))
+        assert protocol.data == data
+        assert protocol.hints[0] == -1
+        far.close()
+        await until(lambda: protocol.lost)
+        assert protocol.calls == ["made", "data", "eof", "lost"]
+
+
+@pytest.mark.parametrize("wrap", [memoryview, lambda buffer: memoryview(buffer)[2:9]])
+async def test_a_view_is_a_buffer_too(loop: Loop, wrap: Any) -> None:
+    class Viewing(Buffered):
+        def get_buffer(self, sizehint: int) -> Any:
+            return wrap(self.buffer)
+
+        def buffer_updated(self, nbytes: int) -> None:
+            self.data += bytes(wrap(self.buffer)[:nbytes])
+
+    async with connected(Viewing()) as (_, protocol, far):
+        far.send(b"through a view")
+        await until(lambda: len(protocol.data) == 14)
+        assert protocol.data == b"through a view"
+
+
+async def test_a_large_transfer_through_a_small_buffer(loop: Loop) -> None:
+    data = bytes(range(256)) * 4096
+    async with connected(Buffered(7001)) as (_, protocol, far):
+        await loop.sock_sendall(far, data)
+        await until(lambda: len(protocol.data) == len(data))
+        assert protocol.data == data
+
+
+@pytest.mark.parametrize(
+    ("buffer", "text"),
+    [
+        pytest.param(bytearray(), "empty buffer", id="empty"),
+        pytest.param(b"read only", "get_buffer|read-write|read-only", id="read-only"),
+        pytest.param("text", "get_buffer|bytes-like", id="text"),
+        pytest.param(None, "get_buffer|bytes-like|NoneType", id="None"),
+    ],
+)
+async def test_a_useless_buffer_ends_the_connection(
+    loop: Loop, asyncio_log: AsyncioLog, buffer: Any, text: str
+) -> None:
+    class Useless(Buffered):
+        def get_buffer(self, sizehint: int) -> Any:
+            return buffer
+
+    async with connected(Useless()) as (_, protocol, far):
+        far.send(b"x")
+        await until(lambda: protocol.lost)
+        assert protocol.calls == ["made", "lost"]
+        assert isinstance(protocol.error, RuntimeError | TypeError | BufferError | AttributeError)
+    asyncio_log.expect("Fatal")
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("get_buffer", "Fatal error: protocol.get_buffer() call failed."),
+        ("buffer_updated", "Fatal error: protocol.buffer_updated() call failed."),
+    ],
+)
+async def test_an_error_in_the_protocol_ends_the_connection(
+    loop: Loop, asyncio_log: AsyncioLog, method: str, message: str
+) -> None:
+    def broken(*_: object) -> None:
+        raise LookupError("broken")
+
+    protocol = Buffered()
+    setattr(protocol, method, broken)
+    async with connected(protocol) as (_, _, far):
+        far.send(b"x")
+        await until(lambda: protocol.lost)
+        assert isinstance(protocol.error, LookupError)
+    asyncio_log.expect(message)
+
+
+async def test_pausing_in_buffer_updated_loses_no_byte(loop: Loop) -> None:
+    class Hesitant(Buffered):
+        def buffer_updated(self, nbytes: int) -> None:
+            super().buffer_updated(nbytes)
+            self.transport.pause_reading()
+            loop.call_soon(self.transport.resume_reading)
+
+    data = bytes(range(256)) * 100
+    async with connected(Hesitant(300)) as (_, protocol, far):
+        far.sendall(data)
+        await until(lambda: len(protocol.data) == len(data))
+        assert protocol.data == data
+
+
+async def test_a_stream_changes_between_both_kinds_of_protocol(loop: Loop) -> None:
+    plain, buffered = Recorder(), Buffered(4)
+    async with connected(plain) as (transport, _, far):
+        far.send(b"one")
+        await plain.received(3)
+        buffered.connection_made(transport)
+        transport.set_protocol(buffered)
+        far.send(b"two, in several parts")
+        await until(lambda: len(buffered.data) == 21)
+        transport.set_protocol(plain)
+        far.send(b"three")
+        assert await plain.received(8) == b"onethree"
+        transport.set_protocol(buffered)
+        far.shutdown(socket.SHUT_WR)
+        await until(lambda: buffered.lost)
+        assert buffered.calls == ["made", "data", "eof", "lost"]
+
+
+async def test_a_protocol_can_hand_over_inside_buffer_updated(loop: Loop) -> None:
+    plain = Recorder()
+    plain.calls.append("made")
+
+    class Handing(Buffered):
+        def buffer_updated(self, nbytes: int) -> None:
+            super().buffer_updated(nbytes)
+            self.transport.set_protocol(plain)
+
+    async with connected(Handing(5)) as (_, protocol, far):
+        far.send(b"firstsecond")
+        assert await plain.received(6) == b"second"
+        assert protocol.data == b"first"
+
+
+@pytest.mark.parametrize("action", ["close", "abort"])
+async def test_ending_in_buffer_updated(loop: Loop, action: str) -> None:
+    class Ending(Buffered):
+        def buffer_updated(self, nbytes: int) -> None:
+            super().buffer_updated(nbytes)
+            getattr(self.transport, action)()
+
+    async with connected(Ending(2)) as (_, protocol, far):
+        far.send(b"only the beginning")
+        await until(lambda: protocol.lost)
+        assert protocol.calls == ["made", "data", "lost"]
+        assert protocol.data == b"on"
+
+
+@pytest.mark.parametrize("action", ["close", "abort"])
+async def test_ending_in_get_buffer(loop: Loop, action: str) -> None:
+    class Ending(Buffered):
+        def get_buffer(self, sizehint: int) -> Any:
+            getattr(self.transport, action)()
+            return self.buffer
+
+    async with connected(Ending()) as (_, protocol, far):
+        far.send(b"x")
+        await until(lambda: protocol.lost)
+        assert protocol.calls.count("lost") == 1
+        assert protocol.calls[-1] == "lost"
+
+
+async def test_the_buffer_can_be_resized_between_receives(loop: Loop) -> None:
+    class Growing(Buffered):
+        def buffer_updated(self, nbytes: int) -> None:
+            super().buffer_updated(nbytes)
+            self.buffer.extend(bytes(10))  # BufferError if anyone still held the buffer
+
+    data = bytes(range(256)) * 10
+    async with connected(Growing(1)) as (_, protocol, far):
+        far.send(data)
+        await until(lambda: len(protocol.data) == len(data))
+        assert protocol.data == data

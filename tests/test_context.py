@@ -1,0 +1,158 @@
+"""Context variables seen by the callbacks of transports, servers, readers and signals."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import signal
+import socket
+from typing import Any
+
+import pytest
+from loopkit import Loop, Recorder, end_of, listening, tcp_sockets, turns, until
+
+pytestmark = pytest.mark.usefixtures("loop")
+
+variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
+
+
+class Watching(Recorder):
+    """Notes the variable at each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[str, str] = {}
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.seen["made"] = variable.get()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self.seen["data"] = variable.get()
+
+    def eof_received(self) -> bool | None:
+        self.seen["eof"] = variable.get()
+        return super().eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.seen["lost"] = variable.get()
+
+
+EVERYWHERE = dict.fromkeys(("made", "data", "eof", "lost"))
+
+
+async def test_a_client_runs_in_the_context_of_its_connect(loop: Loop) -> None:
+    near, far = tcp_sockets()
+
+    async def connect() -> Watching:
+        variable.set("connect")
+        return (await loop.create_connection(Watching, sock=near))[1]
+
+    with far:
+        protocol = await loop.create_task(connect())
+        far.send(b"x")
+        await protocol.received(1)
+    await end_of(protocol)
+    assert protocol.seen == {**EVERYWHERE, **dict.fromkeys(EVERYWHERE, "connect")}
+
+
+async def test_accepted_connections_run_in_the_context_of_their_server(loop: Loop) -> None:
+    accepted: list[Watching] = []
+
+    def factory() -> Watching:
+        accepted.append(Watching())
+        return accepted[-1]
+
+    variable.set("server")
+    async with listening(factory) as address:
+        variable.set("client")
+        with socket.create_connection(address) as sock:
+            sock.send(b"x")
+            await until(lambda: accepted and accepted[0].data)
+        await end_of(*accepted)
+    assert accepted[0].seen == dict.fromkeys(EVERYWHERE, "server")
+
+
+async def test_connections_do_not_see_each_others_changes(loop: Loop) -> None:
+    class Changing(Watching):
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            variable.set(data.decode())
+
+    protocols, far_sides = [], []
+    for _ in range(2):
+        near, far = tcp_sockets()
+        protocols.append((await loop.create_connection(Changing, sock=near))[1])
+        far_sides.append(far)
+    for protocol, far, name in zip(protocols, far_sides, ("one", "two"), strict=True):
+        far.send(name.encode())
+        await protocol.received(3)
+        assert protocol.seen["data"] == "unset"
+    for far in far_sides:
+        far.close()
+    await end_of(*protocols)
+    assert variable.get() == "unset"
+
+
+async def test_a_reader_keeps_the_context_of_its_registration(loop: Loop) -> None:
+    near, far = socket.socketpair()
+    seen: list[str] = []
+
+    def readable() -> None:
+        near.recv(1)
+        seen.append(variable.get())
+
+    def register() -> None:
+        variable.set("add")
+        loop.add_reader(near, readable)
+
+    with near, far:
+        contextvars.copy_context().run(register)
+        for count in (1, 2):
+            far.send(b"x")
+            await until(lambda count=count: len(seen) == count)  # type: ignore[misc]
+        loop.remove_reader(near)
+    assert seen == ["add", "add"]
+
+
+async def test_a_signal_handler_keeps_the_context_of_its_registration(loop: Loop) -> None:
+    seen: list[str] = []
+
+    def register() -> None:
+        variable.set("add")
+        loop.add_signal_handler(signal.SIGUSR1, lambda: seen.append(variable.get()))
+
+    contextvars.copy_context().run(register)
+    signal.raise_signal(signal.SIGUSR1)
+    await until(lambda: seen)
+    loop.remove_signal_handler(signal.SIGUSR1)
+    assert seen == ["add"]
+
+
+async def test_datagrams_arrive_in_the_context_of_the_endpoint(loop: Loop) -> None:
+    seen: dict[str, str] = {}
+
+    class Datagrams(asyncio.DatagramProtocol):
+        def connection_made(self, transport: Any) -> None:
+            seen["made"] = variable.get()
+
+        def datagram_received(self, data: bytes, addr: Any) -> None:
+            seen["data"] = variable.get()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            seen["lost"] = variable.get()
+
+    async def create() -> asyncio.DatagramTransport:
+        variable.set("endpoint")
+        address = ("127.0.0.1", 0)
+        return (await loop.create_datagram_endpoint(Datagrams, local_addr=address))[0]
+
+    transport = await loop.create_task(create())
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.sendto(b"x", transport.get_extra_info("sockname"))
+        await until(lambda: "data" in seen)
+    transport.close()
+    await turns()
+    assert seen == dict.fromkeys(("made", "data"), "endpoint") | {"lost": "unset"}
