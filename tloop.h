@@ -758,6 +758,10 @@ typedef struct tl__io {
   uint8_t flags; /* TL_KEEP_FD */
 } tl__io;
 
+typedef struct tl__link {
+  struct tl__link *prev, *next; /* a ring; alone: itself */
+} tl__link;
+
 /* Write queue accounting, shared by streams and UDP. */
 typedef struct tl__flow {
   int64_t queued, high, low;
@@ -776,7 +780,10 @@ typedef struct tl__stream {
   tl__io io;
   tl__flow flow;
   tl__chunk *first, *last;
-  int error; /* why it is broken, or 0 */
+  int error;           /* why it is broken, or 0 */
+  tl__link again;      /* in loop->again or loop->rereads */
+  uint8_t ready;       /* edge: what the kernel has reported and has not taken back by EAGAIN */
+  bool edge, end_near; /* end_near: half-closed or urgent data, so a short read proves nothing */
   bool is_socket, connecting, notify, shut, finishing;
   uint8_t peer_bytes;
   unsigned char peer[TL__PEER_BYTES]; /* kept: getpeername fails once the peer has reset */
@@ -802,6 +809,7 @@ typedef struct tl__listener {
   tl__io io;
   tl__node pause;
   int accepted; /* in this tick */
+  bool is_tcp;
 } tl__listener;
 
 typedef struct tl__signal {
@@ -872,6 +880,8 @@ struct tl_loop {
 
   tl__ready ready[TL__READY_MAX];
   int ready_count, ready_next;
+  tl__link again;    /* edge streams with something left to do, in the next tick */
+  tl__link rereads;  /* the same, in this tick */
   tl__head *closing; /* closed since the last tick began */
   tl__head *closed;  /* to be reported in this tick */
   tl__head *reap;    /* reported; freed with the next event */
@@ -1068,6 +1078,27 @@ static void tl__delete(tl_loop *loop, tl__head *head) {
   tl__free(loop, head);
 }
 
+// >>list
+
+static void tl__unlink(tl__link *link) {
+  link->prev->next = link->next;
+  link->next->prev = link->prev;
+  link->prev = link->next = link;
+}
+
+static bool tl__linked(const tl__link *link) { return link->next != link; }
+
+static void tl__link_last(tl__link *ring, tl__link *link) {
+  link->prev = ring->prev;
+  link->next = ring;
+  ring->prev->next = link;
+  ring->prev = link;
+}
+
+static tl__stream *tl__stream_of(tl__link *link) {
+  return (tl__stream *)(void *)((char *)link - offsetof(tl__stream, again));
+}
+
 // >>clock
 
 static int64_t tl__clock(const tl_loop *loop) {
@@ -1215,14 +1246,36 @@ static int tl__armed(const tl_loop *loop, const tl__io *io) {
   return reg && reg->owner == io->head.id ? reg->mask : 0;
 }
 
+/* TCP is watched for edges, registered once: the kernel need not look again at each connection that
+   it has reported, and a full send buffer costs no registration. Other streams are not: a
+   Unix socket that passes descriptors, or a terminal, gives less than is there, and only the amount
+   tells without another system call that nothing is left. */
+static bool tl__is_edge(const tl__io *io) {
+  return io->head.kind == TL__STREAM && ((const tl__stream *)io)->edge;
+}
+
+static int tl__watched(const tl__io *io) {
+  return tl__is_edge(io) ? TL_READ | TL_WRITE | TL_EDGE : io->want;
+}
+
+/* No edge will tell of what is ready already: come back in the next tick. */
+static void tl__come_back(tl_loop *loop, tl__io *io) {
+  tl__stream *s = (tl__stream *)io;
+  if (!tl__is_edge(io) || io->head.closing || !(s->ready & io->want)) return;
+  if (!tl__linked(&s->again)) tl__link_last(&loop->again, &s->again);
+}
+
 /* Ask for more. Bits that are no longer wanted stay armed until they are reported, so that
    pausing and resuming costs no system call. */
 static int tl__want(tl_loop *loop, tl__io *io, int bits) {
-  int armed = tl__armed(loop, io), before = io->want;
+  int before = io->want;
   io->want = (uint8_t)(io->want | bits);
-  if ((armed & bits) == bits) return 0;
-  int rc = tl__arm(loop, io, io->want);
-  if (rc < 0) io->want = (uint8_t)before;
+  int mask = tl__watched(io);
+  int rc = (tl__armed(loop, io) & mask) == mask ? 0 : tl__arm(loop, io, mask);
+  if (rc < 0)
+    io->want = (uint8_t)before;
+  else
+    tl__come_back(loop, io);
   return rc;
 }
 
@@ -1230,7 +1283,7 @@ static void tl__unwant(tl__io *io, int bits) { io->want = (uint8_t)(io->want & ~
 
 /* Watch no more than what is wanted. */
 static void tl__trim(tl_loop *loop, tl__io *io) {
-  if (tl__armed(loop, io) & ~io->want) (void)tl__arm(loop, io, io->want);
+  if (tl__armed(loop, io) & ~tl__watched(io)) (void)tl__arm(loop, io, io->want);
 }
 
 static int tl__open_wake(tl_loop *loop) {
@@ -1284,8 +1337,8 @@ static uint32_t tl__epoll_events(int mask) {
   uint32_t events = 0;
   if (mask & TL_READ) events |= EPOLLIN;
   if (mask & TL_WRITE) events |= EPOLLOUT;
-  /* Edges need to know of a half-close, else a short read would hide it. */
-  if (mask & TL_EDGE) events |= (uint32_t)EPOLLET | EPOLLRDHUP;
+  /* Edges need to know of a half-close and of urgent data: a short read would hide what follows. */
+  if (mask & TL_EDGE) events |= (uint32_t)EPOLLET | EPOLLRDHUP | EPOLLPRI;
   return events;
 }
 
@@ -1326,7 +1379,7 @@ static int tl__epoll_wait(tl_loop *loop, int64_t timeout_ns) {
     uint32_t e = events[i].events, mask = 0;
     if (e & EPOLLIN) mask |= TL_READ;
     if (e & EPOLLOUT) mask |= TL_WRITE;
-    if (e & (EPOLLHUP | EPOLLRDHUP)) mask |= TL_HUP;
+    if (e & (EPOLLHUP | EPOLLRDHUP | EPOLLPRI)) mask |= TL_HUP;
     if (e & EPOLLERR) mask |= TL_ERR;
     tl__report(loop, (tl_handle)events[i].data.u64, mask);
   }
@@ -2126,12 +2179,20 @@ static void tl__queue_consume(tl_loop *loop, tl__stream *s, size_t nbytes) {
 
 // >>stream
 
-static tl_handle tl__stream_new(tl_loop *loop, int fd, int flags, bool is_socket) {
+static bool tl__is_tcp(int fd) {
+  int protocol = 0;
+  socklen_t n = sizeof protocol;
+  return getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, &protocol, &n) == 0 && protocol == IPPROTO_TCP;
+}
+
+static tl_handle tl__stream_new(tl_loop *loop, int fd, int flags, bool is_socket, bool is_tcp) {
   int64_t error;
   tl__stream *s = tl__new_io(loop, sizeof *s, TL__STREAM, fd, flags, &error);
   if (!s) return error;
   tl__flow_init(&s->flow);
+  s->again.prev = s->again.next = &s->again;
   s->is_socket = is_socket;
+  s->edge = is_tcp && (loop->backend->caps & TL_CAP_EDGE);
   return s->io.head.id;
 }
 
@@ -2140,7 +2201,8 @@ TL_API tl_handle tl_stream_open(tl_loop *loop, int fd, int flags) {
   if (fd < 0 || fstat(fd, &st) < 0) return -EBADF;
   if (S_ISREG(st.st_mode) || S_ISDIR(st.st_mode)) return -EINVAL;
   int rc = tl__set_nonblocking(fd);
-  return rc < 0 ? rc : tl__stream_new(loop, fd, flags, S_ISSOCK(st.st_mode));
+  bool is_socket = S_ISSOCK(st.st_mode);
+  return rc < 0 ? rc : tl__stream_new(loop, fd, flags, is_socket, is_socket && tl__is_tcp(fd));
 }
 
 TL_API tl_handle tl_stream_connect(tl_loop *loop, const tl_addr *addr) {
@@ -2151,7 +2213,7 @@ TL_API tl_handle tl_stream_connect(tl_loop *loop, const tl_addr *addr) {
   int64_t rc = 0;
   if (connect(fd, tl__sockaddr(addr), addr->nbytes) < 0 && errno != EINPROGRESS && errno != EINTR)
     rc = -errno;
-  tl_handle id = rc < 0 ? rc : tl__stream_new(loop, fd, 0, true);
+  tl_handle id = rc < 0 ? rc : tl__stream_new(loop, fd, 0, true, tl__is_ip(family));
   tl__stream *s = id < 0 ? NULL : tl__open(loop, id, TL__STREAM, &error);
   if (s) {
     s->connecting = true; /* writable when it is decided; also after an immediate success */
@@ -2165,6 +2227,7 @@ TL_API tl_handle tl_stream_connect(tl_loop *loop, const tl_addr *addr) {
 static void tl__stream_break(tl_loop *loop, tl__stream *s, int error) {
   s->error = error;
   tl__queue_clear(loop, s);
+  tl__unlink(&s->again);
   s->io.want = 0;
   tl__trim(loop, &s->io);
 }
@@ -2179,7 +2242,7 @@ static ssize_t tl__recv(tl_loop *loop, const tl__stream *s, void *buffer, size_t
   return n < 0 ? -errno : n;
 }
 
-static ssize_t tl__send(tl_loop *loop, const tl__stream *s, struct iovec *iov, int count) {
+static ssize_t tl__send(tl_loop *loop, tl__stream *s, struct iovec *iov, int count) {
   ssize_t n;
   do {
     loop->stats.syscalls++;
@@ -2192,6 +2255,7 @@ static ssize_t tl__send(tl_loop *loop, const tl__stream *s, struct iovec *iov, i
       n = sendmsg(s->io.fd, &msg, MSG_NOSIGNAL);
   } while (n < 0 && errno == EINTR);
   if (n > 0) loop->stats.bytes_out += n;
+  if (n < 0 && errno == EAGAIN) s->ready = (uint8_t)(s->ready & ~TL_WRITE);
   return n < 0 ? -errno : n;
 }
 
@@ -2200,13 +2264,22 @@ static bool tl__is_eof(const tl__stream *s, ssize_t n) {
   return n == 0 || (n == -EIO && !s->is_socket);
 }
 
+/* Less than was asked for: nothing is left, and an edge will announce more. */
+static void tl__note_received(tl__stream *s, ssize_t n, size_t asked) {
+  if (n == -EAGAIN || (n > 0 && (size_t)n < asked && !s->end_near)) {
+    s->ready = (uint8_t)(s->ready & ~TL_READ);
+    if (!(s->ready & s->io.want)) tl__unlink(&s->again);
+  }
+}
+
 static bool tl__stream_input(tl_loop *loop, tl__stream *s, tl_event *ev) {
   if (s->notify) {
     *ev = (tl_event){s->io.head.id, TL_EV_READABLE, 0, 0};
     return true;
   }
-  size_t offset = loop->arena_used;
-  ssize_t n = tl__recv(loop, s, loop->arena + offset, TL_ARENA_BYTES - offset);
+  size_t offset = loop->arena_used, room = TL_ARENA_BYTES - offset;
+  ssize_t n = tl__recv(loop, s, loop->arena + offset, room);
+  tl__note_received(s, n, room);
   if (n == -EAGAIN) return false;
   if (n > 0) {
     loop->arena_used = offset + tl__arena_round((size_t)n);
@@ -2312,6 +2385,7 @@ TL_API int64_t tl_stream_recv(tl_loop *loop, tl_handle stream, void *buffer, siz
   int rc = tl__stream_usable(s);
   if (rc < 0) return rc;
   ssize_t n = tl__recv(loop, s, buffer, nbytes);
+  tl__note_received(s, n, nbytes);
   if (nbytes && tl__is_eof(s, n)) {
     tl__unwant(&s->io, TL_READ);
     return 0;
@@ -2418,6 +2492,7 @@ static tl_handle tl__listener_new(tl_loop *loop, int fd, int flags) {
   tl__listener *l = tl__new_io(loop, sizeof *l, TL__LISTENER, fd, flags, &error);
   if (!l) return error;
   l->pause.owner = &l->io.head;
+  l->is_tcp = tl__is_tcp(fd);
   tl__tune(fd, IPPROTO_TCP, TCP_NODELAY); /* Linux: accepted sockets inherit it */
   int rc = tl__want(loop, &l->io, TL_READ);
   return rc < 0 ? tl__abandon(loop, &l->io, rc) : l->io.head.id;
@@ -2465,9 +2540,9 @@ static bool tl__accept_lost(int error) {
          error == ENOPROTOOPT || error == ENONET || error == EPERM;
 }
 
-static tl_handle tl__adopt_accepted(tl_loop *loop, int fd, const tl_addr *peer) {
+static tl_handle tl__adopt_accepted(tl_loop *loop, int fd, const tl_addr *peer, bool is_tcp) {
   int error;
-  tl_handle id = tl__stream_new(loop, fd, 0, true);
+  tl_handle id = tl__stream_new(loop, fd, 0, true, is_tcp);
   tl__stream *s = id < 0 ? NULL : tl__open(loop, id, TL__STREAM, &error);
   if (!s) {
     close(fd);
@@ -2493,7 +2568,7 @@ static bool tl__listener_input(tl_loop *loop, tl__listener *l, tl_event *ev) {
     if (fd < 0 && (error == EAGAIN || error == EWOULDBLOCK)) return false;
     if (fd < 0 && tl__accept_lost(error)) continue;
     peer->nbytes = n;
-    tl_handle id = fd < 0 ? -error : tl__adopt_accepted(loop, fd, peer);
+    tl_handle id = fd < 0 ? -error : tl__adopt_accepted(loop, fd, peer, l->is_tcp);
     if (id < 0) {
       tl__listener_pause(loop, l);
       l->accepted = TL__ACCEPT_MAX;
@@ -2851,6 +2926,7 @@ static void tl__teardown(tl_loop *loop, tl__head *head) {
     case TL__SIGNAL: tl__signal_teardown(loop, (tl__signal *)head); break;
     case TL__UDP: tl__udp_teardown(loop, (tl__udp *)head); break;
     case TL__STREAM:
+      tl__unlink(&((tl__stream *)head)->again);
       tl__queue_clear(loop, (tl__stream *)head);
       tl__io_teardown(loop, (tl__io *)head);
       break;
@@ -2961,15 +3037,28 @@ static bool tl__writable(tl_loop *loop, tl__head *head, tl_event *ev) {
   return head->kind == TL__UDP && tl__udp_output(loop, (tl__udp *)head, ev);
 }
 
-/* One ready descriptor; output first, for it makes room. A hang-up or error counts as whatever the
-   handle waits for; when it waits for nothing, watching ends. Sets *done when nothing is left. */
+/* A hang-up or error counts as whatever the handle waits for. An edge is remembered until EAGAIN; a
+   level that nobody waits for is watched no longer. */
+static void tl__merge_ready(tl_loop *loop, tl__ready *r, tl__io *io) {
+  bool ended = r->mask & (TL_HUP | TL_ERR);
+  if (tl__is_edge(io)) {
+    tl__stream *s = (tl__stream *)io;
+    s->end_near |= ended;
+    s->ready |= (uint8_t)(ended ? TL_READ | TL_WRITE : r->mask);
+    r->mask = s->ready;
+  } else {
+    if (ended) r->mask = io->want & (TL_READ | TL_WRITE);
+    if (!(r->mask & io->want)) tl__trim(loop, io);
+  }
+}
+
+/* One ready descriptor; output first, for it makes room. Sets *done when nothing is left. */
 static bool tl__next_of(tl_loop *loop, tl__ready *r, tl__io *io, tl_event *ev, bool *done) {
   if (io->head.kind == TL__POLL) {
     *done = true;
     return tl__poll_input(io, r->mask, ev);
   }
-  if (r->mask & (TL_HUP | TL_ERR)) r->mask = io->want & (TL_READ | TL_WRITE);
-  if (!(r->mask & io->want)) tl__trim(loop, io);
+  tl__merge_ready(loop, r, io);
   if (r->mask & io->want & TL_WRITE) {
     r->mask &= ~(uint32_t)TL_WRITE;
     if (tl__writable(loop, &io->head, ev)) return true;
@@ -2997,15 +3086,38 @@ static bool tl__next_io(tl_loop *loop, tl_event *ev, bool *full) {
       made = tl__next_of(loop, r, (tl__io *)head, ev, &done);
     }
     if (done) loop->ready_next++;
+    if (done && head) tl__come_back(loop, (tl__io *)head);
     if (made) return true;
   }
   return false;
 }
 
+/* One more receive or send for each stream whose last one did not exhaust it. */
+static bool tl__next_again(tl_loop *loop, tl_event *ev, bool *full) {
+  while (tl__linked(&loop->rereads)) {
+    tl__stream *s = tl__stream_of(loop->rereads.next);
+    *full = tl__must_wait(loop, &s->io.head);
+    if (*full) return false;
+    tl__unlink(&s->again);
+    tl__ready r = {s->io.head.id, 0};
+    bool done = false, made = tl__next_of(loop, &r, &s->io, ev, &done);
+    tl__come_back(loop, &s->io);
+    if (made) return true;
+  }
+  return false;
+}
+
+/* Whoever comes first may fill the arena, so they take turns. */
+static bool tl__next_stream(tl_loop *loop, tl_event *ev, bool *full) {
+  if (loop->stats.ticks & 1)
+    return tl__next_again(loop, ev, full) || (!*full && tl__next_io(loop, ev, full));
+  return tl__next_io(loop, ev, full) || (!*full && tl__next_again(loop, ev, full));
+}
+
 static bool tl__next(tl_loop *loop, tl_event *ev) {
   bool full = false;
   bool made = tl__next_closed(loop, ev) || tl__next_wake(loop, ev) || tl__next_signal(loop, ev) ||
-              tl__next_datagram(loop, ev) || tl__next_io(loop, ev, &full) ||
+              tl__next_datagram(loop, ev) || tl__next_stream(loop, ev, &full) ||
               (!full && tl__next_timer(loop, ev));
   loop->stats.events += made;
   return made;
@@ -3072,6 +3184,8 @@ TL_API tl_loop *tl_loop_create(const tl_loop_desc *desc, int *error) {
   loop->memory = config.allocator;
   loop->free_slot = UINT32_MAX;
   loop->epoll_fd = loop->wake_rd = loop->wake_wr = -1;
+  loop->again.prev = loop->again.next = &loop->again;
+  loop->rereads.prev = loop->rereads.next = &loop->rereads;
   *error = tl__loop_open(loop, config.backend);
   if (*error == 0) {
     loop->now_ns = tl__clock(loop);
@@ -3128,14 +3242,14 @@ TL_API int tl_loop_after_fork(tl_loop *loop) {
 
 static bool tl__pending(const tl_loop *loop) {
   return loop->ready_next < loop->ready_count || loop->closed || loop->due_first ||
-         loop->batch.next < loop->batch.end || loop->wake_event ||
+         tl__linked(&loop->rereads) || loop->batch.next < loop->batch.end || loop->wake_event ||
          loop->wake_next < loop->wake_count;
 }
 
 TL_API int64_t tl_loop_timeout(tl_loop *loop) {
   atomic_store(&loop->sleeping, 1); /* as tl__block does; the next wait ends it */
-  if (tl__pending(loop) || loop->closing || atomic_load(&loop->wake_pending) ||
-      atomic_load(&loop->signals_pending))
+  if (tl__pending(loop) || loop->closing || tl__linked(&loop->again) ||
+      atomic_load(&loop->wake_pending) || atomic_load(&loop->signals_pending))
     return 0;
   return tl__timer_timeout(loop, tl__clock(loop));
 }
@@ -3180,7 +3294,12 @@ static int tl__wait(tl_loop *loop, int64_t timeout_ns) {
   loop->ready_next = loop->ready_count = 0;
   loop->stats.ticks++;
   loop->stats.syscalls++;
-  if (loop->closed) timeout_ns = 0;
+  while (tl__linked(&loop->again)) {
+    tl__link *link = loop->again.next;
+    tl__unlink(link);
+    tl__link_last(&loop->rereads, link);
+  }
+  if (loop->closed || tl__linked(&loop->rereads)) timeout_ns = 0;
   if (timeout_ns) {
     rc = tl__block(loop, timeout_ns);
   } else {

@@ -3,71 +3,57 @@
 #include "tloop.h"
 
 typedef struct guest {
-  struct guest *next;
-  tl_handle handle;
-  int number, nbytes;
+  tl_handle handle; /* 0: the seat is free */
+  int nbytes;
   char line[512]; /* what came since the last newline */
 } guest;
 
-static guest *guests;
+static guest seats[64], *const end = seats + 64;
 
 static void tell(tl_loop *loop, const guest *from, const char *verb, int nbytes) {
   char text[600];
-  int n = snprintf(text, sizeof text, "guest %d%s%.*s\n", from->number, verb, nbytes, from->line);
-  for (guest *g = guests; g; g = g->next)
-    if (g != from) tl_stream_write(loop, g->handle, text, (size_t)n);
+  int n = snprintf(text, sizeof text, "guest %d%s%.*s\n", (int)(from - seats) + 1, verb, nbytes,
+                   from->line);
+  for (guest *g = seats; g < end; g++)
+    if (g->handle && g != from) tl_stream_write(loop, g->handle, text, (size_t)n);
 }
 
-static void hear(tl_loop *loop, guest *g, const char *data, int64_t nbytes) {
-  for (int64_t i = 0; i < nbytes; i++) {
+static void on_guest(tl_loop *loop, const tl_event *ev, void *user) {
+  guest *g = user;
+  const char *data = ev->kind == TL_EV_DATA ? tl_event_data(loop, ev) : NULL;
+  for (int64_t i = 0; data && i < ev->result; i++) {
     if (data[i] != '\n') g->line[g->nbytes++] = data[i];
     if (data[i] != '\n' && g->nbytes < (int)sizeof g->line) continue;
     tell(loop, g, ": ", g->nbytes);
     g->nbytes = 0;
   }
-}
-
-static void on_guest(tl_loop *loop, const tl_event *ev, void *user) {
-  guest *g = user, **at = &guests;
-  if (ev->kind == TL_EV_DATA) hear(loop, g, tl_event_data(loop, ev), ev->result);
-  if (ev->kind == TL_EV_EOF || ev->kind == TL_EV_ERROR) tl_close(loop, g->handle);
-  if (ev->kind != TL_EV_CLOSED) return; /* the last event: only now may the memory go */
-  while (*at != g) at = &(*at)->next;
-  *at = g->next;
+  if (ev->kind == TL_EV_EOF || ev->kind == TL_EV_ERROR) tl_close(loop, ev->handle);
+  if (ev->kind != TL_EV_CLOSED) return; /* the last event: only now may the seat be given away */
   tell(loop, g, " left", 0);
-  free(g);
+  g->handle = 0;
 }
 
 static void on_accept(tl_loop *loop, const tl_event *ev, void *user) {
-  guest *g = ev->result > 0 ? calloc(1, sizeof *g) : NULL;
-  if (!g) return;
-  *g = (guest){.next = guests, .handle = ev->result, .number = ++*(int *)user};
-  guests = g;
+  guest *g = user;
+  while (g < end && g->handle) g++;
+  if (ev->result < 0 || g == end) {
+    tl_close(loop, ev->result); /* of an error code: harmless */
+    return;
+  }
+  *g = (guest){.handle = ev->result};
   tl_set_callback(loop, g->handle, on_guest, g);
   tl_stream_read_start(loop, g->handle);
   tell(loop, g, " joined", 0);
 }
 
-static void on_signal(tl_loop *loop, const tl_event *ev, void *user) {
-  (void)ev, (void)user;
-  tl_loop_stop(loop);
-}
-
 int main(int argc, char **argv) {
   tl_addr addr;
   char text[64];
-  int visitors = 0;
   tl_loop *loop = tl_loop_create(NULL, NULL);
   if (!loop || tl_addr_ip(&addr, "127.0.0.1", argc > 1 ? atoi(argv[1]) : 7001) < 0) return 1;
   tl_handle server = tl_listener_bind(loop, &addr, 128, 0);
-  if (server < 0) return fprintf(stderr, "chat: %s\n", tl_strerror(server)), 1;
-  tl_set_callback(loop, server, on_accept, &visitors);
-  tl_set_callback(loop, tl_signal_create(loop, SIGINT), on_signal, NULL);
-  tl_set_callback(loop, tl_signal_create(loop, SIGTERM), on_signal, NULL);
-  tl_sockname(loop, server, &addr);
-  tl_addr_text(&addr, text, sizeof text);
-  printf("listening on %s\n", text), fflush(stdout);
-  int rc = tl_loop_run(loop);
-  tl_loop_close(loop);
-  return rc < 0;
+  if (tl_set_callback(loop, server, on_accept, seats) < 0) return 1;
+  if (tl_sockname(loop, server, &addr) == 0 && tl_addr_text(&addr, text, sizeof text) > 0)
+    printf("listening on %s\n", text), fflush(stdout);
+  return tl_loop_run(loop) < 0; /* until Ctrl-C */
 }

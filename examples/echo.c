@@ -5,8 +5,7 @@
 static void on_connection(tl_loop *loop, const tl_event *ev, void *user) {
   (void)user;
   if (ev->kind == TL_EV_DATA) {
-    int64_t queued =
-        tl_stream_write(loop, ev->handle, tl_event_data(loop, ev), (size_t)ev->result);
+    int64_t queued = tl_stream_write(loop, ev->handle, tl_event_data(loop, ev), (size_t)ev->result);
     if (queued < 0) tl_close(loop, ev->handle);
     if (queued > 65536) tl_stream_read_stop(loop, ev->handle); /* a slow reader must not fill us */
   } else if (ev->kind == TL_EV_DRAIN) {

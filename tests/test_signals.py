@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -33,11 +34,18 @@ def send(number: signal.Signals) -> None:
     os.kill(os.getpid(), number)
 
 
-def send_soon(number: signal.Signals) -> threading.Thread:
-    """Send from another thread, most likely when the loop sleeps."""
-    timer = threading.Timer(0.005, send, [number])
-    timer.start()
-    return timer
+def send_soon(loop: Loop, number: signal.Signals) -> threading.Thread:
+    """Send from another thread, once the loop runs and most likely sleeps."""
+
+    def work() -> None:
+        while not loop.is_running():
+            time.sleep(0.001)
+        time.sleep(0.005)
+        send(number)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
 
 
 def run_until_stopped(loop: Loop) -> None:
@@ -57,7 +65,7 @@ def test_a_handler_is_called_with_its_arguments(loop: Loop) -> None:
         loop.stop()
 
     loop.add_signal_handler(signal.SIGUSR1, handler, 1, "two")
-    thread = send_soon(signal.SIGUSR1)
+    thread = send_soon(loop, signal.SIGUSR1)
     run_until_stopped(loop)
     thread.join()
     assert calls == [(1, "two")]
@@ -96,7 +104,7 @@ def test_a_handler_is_called_while_the_loop_is_busy(loop: Loop) -> None:
 
     loop.add_signal_handler(signal.SIGUSR1, loop.stop)
     loop.call_soon(spin)
-    thread = send_soon(signal.SIGUSR1)
+    thread = send_soon(loop, signal.SIGUSR1)
     run_until_stopped(loop)
     thread.join()
     loop.remove_signal_handler(signal.SIGUSR1)
@@ -222,7 +230,7 @@ def plain_handler() -> Iterator[Callable[[Callable[[], object]], None]]:
 
 def test_a_plain_handler_runs_while_the_loop_sleeps(loop: Loop, plain_handler: Any) -> None:
     plain_handler(lambda: loop.call_soon_threadsafe(loop.stop))
-    thread = send_soon(signal.SIGUSR1)
+    thread = send_soon(loop, signal.SIGUSR1)
     run_until_stopped(loop)
     thread.join()
 
@@ -233,7 +241,7 @@ def test_a_plain_handler_runs_while_the_loop_is_busy(loop: Loop, plain_handler: 
 
     plain_handler(lambda: loop.call_soon_threadsafe(loop.stop))
     loop.call_soon(spin)
-    thread = send_soon(signal.SIGUSR1)
+    thread = send_soon(loop, signal.SIGUSR1)
     run_until_stopped(loop)
     thread.join()
 
@@ -246,7 +254,7 @@ def test_what_a_plain_handler_raises_leaves_run_forever(loop: Loop, plain_handle
         raise Interrupted
 
     plain_handler(interrupt)
-    thread = send_soon(signal.SIGUSR1)
+    thread = send_soon(loop, signal.SIGUSR1)
     with pytest.raises(Interrupted):
         run_until_stopped(loop)
     thread.join()
@@ -254,7 +262,7 @@ def test_what_a_plain_handler_raises_leaves_run_forever(loop: Loop, plain_handle
 
 
 def test_ctrl_c_leaves_run_forever(loop: Loop) -> None:
-    thread = send_soon(signal.SIGINT)
+    thread = send_soon(loop, signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         run_until_stopped(loop)
     thread.join()
@@ -271,12 +279,10 @@ def test_the_runner_turns_ctrl_c_into_a_cancelled_main_task(loop_factory: LoopFa
             seen.append("cancelled")
             raise
 
-    thread = send_soon(signal.SIGINT)
-    with (
-        asyncio.Runner(loop_factory=loop_factory) as runner,
-        pytest.raises(KeyboardInterrupt),
-    ):
-        runner.run(main())
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        thread = send_soon(runner.get_loop(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            runner.run(main())
     thread.join()
     assert seen == ["cancelled"]
 
@@ -299,7 +305,7 @@ def test_a_loop_in_another_thread_takes_no_signals(loop: Loop, loop_factory: Loo
     thread = threading.Thread(target=other.run_forever)
     thread.start()
     loop.add_signal_handler(signal.SIGUSR1, loop.stop)
-    sender = send_soon(signal.SIGUSR1)
+    sender = send_soon(loop, signal.SIGUSR1)
     run_until_stopped(loop)
     loop.remove_signal_handler(signal.SIGUSR1)
     sender.join()

@@ -53,9 +53,9 @@ TEST_ON(zones, ON_ONCE) {
 
 TEST_ON(what_is_no_ip_address, ON_ONCE) {
   tl_addr addr;
-  const char *hosts[] = {"",           "localhost", "1.2.3",    "1.2.3.4.5", "256.1.1.1", "1.2.3.4 ",
-                         ":::1",       "[::1]",     "::1]",     "%lo",       "12345::1",  "0x7f.1",
-                         "1.2.3.4%lo", "::g",       "fe80::1%%"};
+  const char *hosts[] = {"",         "localhost", "1.2.3",      "1.2.3.4.5", "256.1.1.1",
+                         "1.2.3.4 ", ":::1",      "[::1]",      "::1]",      "%lo",
+                         "12345::1", "0x7f.1",    "1.2.3.4%lo", "::g",       "fe80::1%%"};
   for (size_t i = 0; i < sizeof hosts / sizeof *hosts; i++)
     if (tl_addr_ip(&addr, guarded_text(hosts[i]), 80) != -EINVAL)
       t_fail(__FILE__, __LINE__, "accepted: \"%s\"", hosts[i]);

@@ -13,8 +13,10 @@ static pid_t child(int code, int *leash) {
     _exit(n == 0 ? code : 99);
   }
   close(fds[0]);
-  if (leash) *leash = fds[1];
-  else close(fds[1]);
+  if (leash)
+    *leash = fds[1];
+  else
+    close(fds[1]);
   return pid;
 }
 

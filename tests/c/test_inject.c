@@ -15,9 +15,33 @@
 #include <time.h>
 
 enum call {
-  RECV, READ, SEND, SENDMSG, WRITEV, WRITE, ACCEPT, CONNECT, SOCKET, BIND, LISTEN, PIPE, CREATE, CTL,
-  WAIT, PWAIT2, PPOLL, SENDTO, SENDMMSG, RECVMMSG, RECVMSG, GETSOCKOPT, SETSOCKOPT, FCNTL, CLOSE,
-  PIDFD, CALLS
+  RECV,
+  READ,
+  SEND,
+  SENDMSG,
+  WRITEV,
+  WRITE,
+  ACCEPT,
+  CONNECT,
+  SOCKET,
+  BIND,
+  LISTEN,
+  PIPE,
+  CREATE,
+  CTL,
+  WAIT,
+  PWAIT2,
+  PPOLL,
+  SENDTO,
+  SENDMMSG,
+  RECVMMSG,
+  RECVMSG,
+  GETSOCKOPT,
+  SETSOCKOPT,
+  FCNTL,
+  CLOSE,
+  PIDFD,
+  CALLS
 };
 
 /* For one call: after `skip` more, fail `times` times with `error`; cut lengths to `cap`. */
@@ -57,9 +81,12 @@ static bool fails(enum call call) {
   struct script *s = &scripts[call];
   s->made++;
   errno = 0;
-  if (s->times && s->skip-- <= 0) s->times--, errno = s->error;
-  else if (weather.on && can_be_interrupted(call) && chance(weather.interrupt)) errno = EINTR;
-  else if (weather.on && can_be_empty(call) && chance(weather.again)) errno = EAGAIN;
+  if (s->times && s->skip-- <= 0)
+    s->times--, errno = s->error;
+  else if (weather.on && can_be_interrupted(call) && chance(weather.interrupt))
+    errno = EINTR;
+  else if (weather.on && can_be_empty(call) && chance(weather.again))
+    errno = EAGAIN;
   return errno != 0;
 }
 
@@ -929,8 +956,8 @@ static struct {
 static void on_guest(tl_loop *loop, const tl_event *event, void *user) {
   (void)user;
   if (event->kind == TL_EV_DATA)
-    ASSERT_OK(tl_stream_write(loop, event->handle, tl_event_data(loop, event),
-                              (size_t)event->result));
+    ASSERT_OK(
+        tl_stream_write(loop, event->handle, tl_event_data(loop, event), (size_t)event->result));
   else if (event->kind == TL_EV_EOF)
     ASSERT_OK(tl_stream_close(loop, event->handle));
 }
@@ -970,7 +997,9 @@ TEST(servers_survive_any_weather) {
   uint64_t total = 0;
   ASSERT_OK(tl_set_callback(loop, listener, on_door, NULL));
   weather.on = true;
-  weather.interrupt = 15, weather.again = 20, weather.part = 50;
+  weather.interrupt = 15, weather.part = 50;
+  /* TCP is edge-triggered where it can be: no edge would follow an EAGAIN the kernel did not mean. */
+  weather.again = tl_loop_caps(loop) & TL_CAP_EDGE ? 0 : 20;
   for (int i = 0; i < N; i++) {
     visitors[i].total = t_below(50000);
     total += visitors[i].total;

@@ -84,8 +84,8 @@ TEST(no_descriptors_left_is_an_error) {
 TEST_ON(version_and_texts, ON_ONCE) {
   ASSERT_STR(tl_version(), TL_VERSION);
   ASSERT_STR(tl_strerror(-ECONNREFUSED), "Connection refused");
-  const int64_t codes[] = {TL_EBADH, TL_EKIND, TL_EBACKEND, TL_ELIMIT, -4005, -99999, -4000,
-                           -1,       0,        1,           INT64_MIN,  INT64_MAX};
+  const int64_t codes[] = {TL_EBADH, TL_EKIND, TL_EBACKEND, TL_ELIMIT, -4005,     -99999,
+                           -4000,    -1,       0,           1,         INT64_MIN, INT64_MAX};
   for (size_t i = 0; i < sizeof codes / sizeof *codes; i++)
     ASSERT_TRUE(tl_strerror(codes[i]) && *tl_strerror(codes[i]));
   for (int i = 0; i < 4; i++)
@@ -611,10 +611,8 @@ enum {
 static tl_addr scratch_addr;
 static char scratch[16];
 
-#define CALL(name, expression)                            \
-  static int64_t name(tl_loop *loop, tl_handle handle) { \
-    return (int64_t)(expression);                         \
-  }
+#define CALL(name, expression) \
+  static int64_t name(tl_loop *loop, tl_handle handle) { return (int64_t)(expression); }
 CALL(do_set_callback, tl_set_callback(loop, handle, NULL, NULL))
 CALL(do_fd, tl_fd(loop, handle))
 CALL(do_sockname, tl_sockname(loop, handle, &scratch_addr))
@@ -651,20 +649,33 @@ typedef struct call {
 
 /* The last ones close; before them nothing may end a handle. */
 static const call calls[] = {
-    {"set_callback", do_set_callback, OF_ALL}, {"fd", do_fd, OF_FD},
-    {"sockname", do_sockname, OF_FD},          {"peername", do_peername, OF_FD},
-    {"timer_start", do_timer_start, OF_TIMER}, {"timer_start_at", do_timer_start_at, OF_TIMER},
-    {"timer_stop", do_timer_stop, OF_TIMER},   {"poll_start", do_poll_start, OF_POLL},
-    {"poll_rearm", do_poll_rearm, OF_POLL},    {"read_start", do_read_start, OF_STREAM},
-    {"notify", do_read_notify, OF_STREAM},     {"read_stop", do_read_stop, OF_STREAM},
-    {"recv", do_recv, OF_STREAM},              {"write", do_write, OF_STREAM},
-    {"writev", do_writev, OF_STREAM},          {"queued", do_queued, OF_STREAM | OF_UDP},
-    {"watermarks", do_watermarks, OF_STREAM | OF_UDP}, {"shutdown", do_shutdown, OF_STREAM},
+    {"set_callback", do_set_callback, OF_ALL},
+    {"fd", do_fd, OF_FD},
+    {"sockname", do_sockname, OF_FD},
+    {"peername", do_peername, OF_FD},
+    {"timer_start", do_timer_start, OF_TIMER},
+    {"timer_start_at", do_timer_start_at, OF_TIMER},
+    {"timer_stop", do_timer_stop, OF_TIMER},
+    {"poll_start", do_poll_start, OF_POLL},
+    {"poll_rearm", do_poll_rearm, OF_POLL},
+    {"read_start", do_read_start, OF_STREAM},
+    {"notify", do_read_notify, OF_STREAM},
+    {"read_stop", do_read_stop, OF_STREAM},
+    {"recv", do_recv, OF_STREAM},
+    {"write", do_write, OF_STREAM},
+    {"writev", do_writev, OF_STREAM},
+    {"queued", do_queued, OF_STREAM | OF_UDP},
+    {"watermarks", do_watermarks, OF_STREAM | OF_UDP},
+    {"shutdown", do_shutdown, OF_STREAM},
     {"discard", do_discard, OF_STREAM | OF_UDP},
-    {"udp_connect", do_udp_connect, OF_UDP},   {"udp_read_start", do_udp_read_start, OF_UDP},
-    {"udp_read_stop", do_udp_read_stop, OF_UDP}, {"udp_send", do_udp_send, OF_UDP},
-    {"udp_batch", do_udp_batch, OF_UDP},       {"release_fd", do_release, OF_FD},
-    {"stream_close", do_stream_close, OF_STREAM}, {"close", do_close, OF_ALL},
+    {"udp_connect", do_udp_connect, OF_UDP},
+    {"udp_read_start", do_udp_read_start, OF_UDP},
+    {"udp_read_stop", do_udp_read_stop, OF_UDP},
+    {"udp_send", do_udp_send, OF_UDP},
+    {"udp_batch", do_udp_batch, OF_UDP},
+    {"release_fd", do_release, OF_FD},
+    {"stream_close", do_stream_close, OF_STREAM},
+    {"close", do_close, OF_ALL},
 };
 enum { CALLS = sizeof calls / sizeof *calls };
 
@@ -720,7 +731,8 @@ TEST(functions_refuse_stale_and_invented_handles) {
   for (int kind = 0; kind < K_COUNT; kind++) t_next(loop);
   t_quiet(loop);
   open_zoo(loop, &heirs);
-  tl_handle bad[K_COUNT + 6] = {0, -1, INT64_MAX, INT64_MIN, 1, heirs.handles[0] ^ ((tl_handle)1 << 40)};
+  tl_handle bad[K_COUNT + 6] = {0,         -1, INT64_MAX,
+                                INT64_MIN, 1,  heirs.handles[0] ^ ((tl_handle)1 << 40)};
   memcpy(bad + 6, z.handles, sizeof z.handles);
   for (int c = 0; c < CALLS; c++)
     for (int i = 0; i < K_COUNT + 6; i++) {
@@ -823,8 +835,10 @@ static void ready_streams(tl_loop *loop, seen *all, int *peers, bool notify) {
     int fds[2];
     t_socketpair(SOCK_STREAM, fds);
     all->victims[i] = ASSERT_OK(tl_stream_open(loop, fds[0], 0));
-    if (notify) ASSERT_OK(tl_stream_read_notify(loop, all->victims[i]));
-    else ASSERT_OK(tl_stream_read_start(loop, all->victims[i]));
+    if (notify)
+      ASSERT_OK(tl_stream_read_notify(loop, all->victims[i]));
+    else
+      ASSERT_OK(tl_stream_read_start(loop, all->victims[i]));
     peers[i] = fds[1];
     t_send_all(peers[i], "hello", 5);
   }
@@ -890,7 +904,8 @@ TEST(reused_number_gets_no_event_of_the_old_handle) {
   seen all = {.victim_count = 4};
   int peers[4];
   ready_streams(loop, &all, peers, false);
-  for (int i = 0; i < 4; i++) ASSERT_OK(tl_set_callback(loop, all.victims[i], reuse_descriptor, &all));
+  for (int i = 0; i < 4; i++)
+    ASSERT_OK(tl_set_callback(loop, all.victims[i], reuse_descriptor, &all));
   for (int i = 0; i < 5; i++) ASSERT_OK(tl_loop_step(loop, 0));
   ASSERT_EQ(all.count, 1);
   t_send_all(all.closed, "x", 1);

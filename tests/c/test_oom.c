@@ -97,7 +97,8 @@ static void make_udp(world *w) {
 /* Errors of events: memory, or what the peer of a victim of it sees. */
 static void check_event(world *w, const tl_event *event) {
   int64_t rc = event->result;
-  if (event->kind == TL_EV_ACCEPT && fine(rc)) keep(w, rc);
+  if (event->kind == TL_EV_ACCEPT && fine(rc))
+    keep(w, rc);
   else if (rc < 0)
     ASSERT_TRUE(rc == -ENOMEM || rc == -ECONNRESET || rc == -EPIPE || rc == -ECONNREFUSED);
 }

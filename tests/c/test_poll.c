@@ -418,9 +418,7 @@ TEST(random_histories) {
         polls[i] = ASSERT_OK(tl_poll_create(loop, fds[i][0]));
         masks[i] = 0;
         break;
-      default:
-        masks[i] = (int)t_below(4);
-        ASSERT_EQ(tl_poll_start(loop, polls[i], masks[i]), 0);
+      default: masks[i] = (int)t_below(4); ASSERT_EQ(tl_poll_start(loop, polls[i], masks[i]), 0);
     }
     int n = (int)ASSERT_OK(tl_loop_poll(loop, events, 64, 0)), got[N] = {0};
     for (int k = 0; k < n; k++)

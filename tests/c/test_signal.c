@@ -194,8 +194,10 @@ TEST(storms) {
     if (!come_and_go) come_and_go = ASSERT_OK(tl_signal_create(loop, SIGUSR1));
     if (ASSERT_OK(tl_loop_poll(loop, &event, 1, T_MS)) == 0) continue;
     seen += event.kind == TL_EV_SIGNAL;
-    if (event.kind == TL_EV_CLOSED) come_and_go = 0;
-    else if (come_and_go) tl_close(loop, come_and_go);
+    if (event.kind == TL_EV_CLOSED)
+      come_and_go = 0;
+    else if (come_and_go)
+      tl_close(loop, come_and_go);
   }
   ASSERT_EQ(pthread_join(thread, NULL), 0);
   tl_event rest;

@@ -135,8 +135,10 @@ static void loop_pair(tl_loop *loop, tl_addr addr, tl_handle *client, tl_handle 
   while (!*server || !connected) {
     tl_event event = t_next(loop);
     ASSERT_EQ(event.kind, event.handle == listener ? TL_EV_ACCEPT : TL_EV_CONNECT);
-    if (event.handle == listener) *server = ASSERT_OK(event.result);
-    else connected = ASSERT_OK(event.result) == 0;
+    if (event.handle == listener)
+      *server = ASSERT_OK(event.result);
+    else
+      connected = ASSERT_OK(event.result) == 0;
   }
   t_close(loop, listener);
 }
@@ -302,8 +304,10 @@ TEST(closing_while_connecting) {
     ASSERT_EQ(graceful ? tl_stream_close(loop, stream) : tl_close(loop, stream), 0);
     for (;;) {
       tl_event event = t_next(loop);
-      if (event.handle == stream) ASSERT_EQ(event.kind, TL_EV_CLOSED);
-      else if (event.kind == TL_EV_ACCEPT) tl_close(loop, ASSERT_OK(event.result));
+      if (event.handle == stream)
+        ASSERT_EQ(event.kind, TL_EV_CLOSED);
+      else if (event.kind == TL_EV_ACCEPT)
+        tl_close(loop, ASSERT_OK(event.result));
       if (event.handle == stream) break;
     }
   }
@@ -538,8 +542,8 @@ TEST(writes_stay_in_order) {
     }
     t_pattern(bytes, at, sent);
     sent += at;
-    int64_t queued = i % 2 ? tl_stream_writev(loop, stream, bufs, 3)
-                           : tl_stream_write(loop, stream, bytes, at);
+    int64_t queued =
+        i % 2 ? tl_stream_writev(loop, stream, bufs, 3) : tl_stream_write(loop, stream, bytes, at);
     ASSERT_EQ(queued, tl_queued(loop, stream));
     ASSERT_EQ(t_stats(loop).queued, queued);
   }
@@ -821,8 +825,10 @@ TEST(discard_lets_a_graceful_close_go) {
   tl_handle stream = small_pair(loop, &peer);
   stuff(loop, stream, 200000, 0);
   ASSERT_EQ(tl_stream_close(loop, stream), 0);
-  if (tl_discard(loop, stream) >= 0) t_expect(loop, stream, TL_EV_CLOSED);
-  else t_close(loop, stream);
+  if (tl_discard(loop, stream) >= 0)
+    t_expect(loop, stream, TL_EV_CLOSED);
+  else
+    t_close(loop, stream);
   close(peer);
   t_end(loop);
 }
@@ -1287,8 +1293,10 @@ TEST(kept_descriptors_stay_open) {
     t_send_all(fds[1], "x", 1);
     t_expect(loop, stream, TL_EV_DATA);
     if (round == 2) ASSERT_EQ(tl_release_fd(loop, stream), fds[0]);
-    if (round == 1) ASSERT_EQ(tl_stream_close(loop, stream), 0);
-    else ASSERT_EQ(tl_close(loop, stream), 0);
+    if (round == 1)
+      ASSERT_EQ(tl_stream_close(loop, stream), 0);
+    else
+      ASSERT_EQ(tl_close(loop, stream), 0);
     t_expect(loop, stream, TL_EV_CLOSED);
     t_send_all(fds[1], "y", 1); /* nobody watches it any more */
     t_quiet(loop);
@@ -1420,8 +1428,10 @@ static void own_action(tl_loop *loop, life *l) {
     default: {
       int64_t rc = tl_stream_write(loop, l->stream, bytes, t_below(sizeof bytes));
       if (rc < 0 && rc != -EPIPE) l->error = true;
-      if (rc == -EPIPE && tl_stream_read_start(loop, l->stream) < 0) l->error = true;
-      else if (rc == -EPIPE) l->reading = true, l->notify = l->eof = false;
+      if (rc == -EPIPE && tl_stream_read_start(loop, l->stream) < 0)
+        l->error = true;
+      else if (rc == -EPIPE)
+        l->reading = true, l->notify = l->eof = false;
     }
   }
 }

@@ -15,8 +15,8 @@ typedef struct session {
 static void on_server(tl_loop *loop, const tl_event *event, void *user) {
   (void)user;
   if (event->kind == TL_EV_DATA)
-    ASSERT_OK(tl_stream_write(loop, event->handle, tl_event_data(loop, event),
-                              (size_t)event->result));
+    ASSERT_OK(
+        tl_stream_write(loop, event->handle, tl_event_data(loop, event), (size_t)event->result));
   else if (event->kind == TL_EV_EOF)
     ASSERT_OK(tl_stream_close(loop, event->handle));
 }
@@ -47,8 +47,10 @@ static void on_client(tl_loop *loop, const tl_event *event, void *user) {
     t_check_pattern(tl_event_data(loop, event), (size_t)event->result, s->received);
     s->received += (uint64_t)event->result;
     if (s->received < s->sent) return;
-    if (++s->echoed < MESSAGES) send_next(loop, s);
-    else ASSERT_OK(tl_stream_close(loop, event->handle));
+    if (++s->echoed < MESSAGES)
+      send_next(loop, s);
+    else
+      ASSERT_OK(tl_stream_close(loop, event->handle));
   }
 }
 

@@ -18,7 +18,8 @@ static void expect_order(tl_loop *loop, const tl_handle *timers, int count) {
 
 TEST_ON(deadlines_decide_the_order, ON_ALL) {
   tl_loop *loop = t_loop();
-  tl_handle c = start(loop, 3 * T_MS, 0), a = start(loop, 1 * T_MS, 0), b = start(loop, 2 * T_MS, 0);
+  tl_handle c = start(loop, 3 * T_MS, 0), a = start(loop, 1 * T_MS, 0),
+            b = start(loop, 2 * T_MS, 0);
   const tl_handle order[] = {a, b, c};
   expect_order(loop, order, 3);
   t_quiet(loop);
@@ -356,8 +357,7 @@ TEST_ON(repeats_need_no_memory, ON_ALL) {
   for (int i = 0; i < N; i++) timers[i] = start(loop, 0, 1);
   t_mem.fail_on = true;
   t_mem.fail_at = t_mem.calls + 1;
-  for (int round = 0; round < 20; round++)
-    ASSERT_EQ(tl_loop_poll(loop, events, N, -1), N);
+  for (int round = 0; round < 20; round++) ASSERT_EQ(tl_loop_poll(loop, events, N, -1), N);
   t_mem.fail_at = 0;
   close_all(loop, timers, N);
   t_end(loop);

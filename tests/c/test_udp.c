@@ -352,8 +352,8 @@ TEST(a_batch_with_a_bad_one) {
   tl_handle udp = bind_reading(loop, &here);
   int peer = plain(&there);
   char bytes[8];
-  const tl_datagram items[] = {{"a", 1, &there}, {"b", 1, &there}, {big, sizeof big, &there},
-                               {"c", 1, &there}};
+  const tl_datagram items[] = {
+      {"a", 1, &there}, {"b", 1, &there}, {big, sizeof big, &there}, {"c", 1, &there}};
   ASSERT_EQ(tl_udp_send_batch(loop, udp, items, 4), 2);
   ASSERT_EQ(tl_udp_send_batch(loop, udp, items + 2, 2), -EMSGSIZE);
   ASSERT_EQ(tl_udp_send_batch(loop, udp, &(tl_datagram){"a", 1, NULL}, 1), -EDESTADDRREQ);
@@ -381,7 +381,8 @@ static jam make_jam(bool connected) {
   j.peer = plain(&j.there);
   if (connected) ASSERT_EQ(tl_udp_connect(j.loop, j.udp, &j.there), 0);
   while (tl_queued(j.loop, j.udp) == 0) {
-    int64_t queued = tl_udp_send(j.loop, j.udp, &j.sent, sizeof j.sent, connected ? NULL : &j.there);
+    int64_t queued =
+        tl_udp_send(j.loop, j.udp, &j.sent, sizeof j.sent, connected ? NULL : &j.there);
     ASSERT_OK(queued);
     ASSERT_EQ(queued, tl_queued(j.loop, j.udp));
     j.sent++;

@@ -355,8 +355,10 @@ static void run_here(const t_case *test, const char *backend, FILE *out) {
   setpgid(0, 0);
   dup2(fileno(out), 1);
   dup2(fileno(out), 2);
-  if (*backend) setenv("TLOOP_BACKEND", backend, 1);
-  else unsetenv("TLOOP_BACKEND");
+  if (*backend)
+    setenv("TLOOP_BACKEND", backend, 1);
+  else
+    unsetenv("TLOOP_BACKEND");
   alarm(time_limit());
   int fds = t_open_fds();
   test->run();
@@ -423,9 +425,12 @@ int main(int argc, char **argv) {
   int at = 1;
   bool list = false;
   for (; at < argc && argv[at][0] == '-'; at++) {
-    if (strcmp(argv[at], "--list") == 0) list = true;
-    else if (strcmp(argv[at], "--backend") == 0 && at + 1 < argc) only = argv[++at];
-    else return usage(argv[0]);
+    if (strcmp(argv[at], "--list") == 0)
+      list = true;
+    else if (strcmp(argv[at], "--backend") == 0 && at + 1 < argc)
+      only = argv[++at];
+    else
+      return usage(argv[0]);
   }
   for (const t_case *test = first; test; test = test->next) {
     if (!wanted(test->name, argv + at, argc - at)) continue;

@@ -36,12 +36,12 @@ typedef struct t_case {
 
 void t_register(t_case *test);
 
-#define TEST_ON(test, mask)                                  \
-  static void test(void);                                    \
+#define TEST_ON(test, mask)                                     \
+  static void test(void);                                       \
   __attribute__((constructor)) static void t_add_##test(void) { \
-    static t_case entry = {#test, test, mask, NULL};         \
-    t_register(&entry);                                      \
-  }                                                          \
+    static t_case entry = {#test, test, mask, NULL};            \
+    t_register(&entry);                                         \
+  }                                                             \
   static void test(void)
 
 #define TEST(test) TEST_ON(test, ON_REAL)
@@ -56,9 +56,9 @@ int t_sys(const char *file, int line, const char *text, int64_t rc);
 void t_equal_text(const char *file, int line, const char *a, const char *b);
 void t_equal_bytes(const char *file, int line, const void *a, const void *b, size_t nbytes);
 
-#define T_COMPARE(a, op, b, texts)                                                    \
-  do {                                                                                \
-    long long t_a = (long long)(a), t_b = (long long)(b);                             \
+#define T_COMPARE(a, op, b, texts)                                                       \
+  do {                                                                                   \
+    long long t_a = (long long)(a), t_b = (long long)(b);                                \
     if (!(t_a op t_b)) t_fail(__FILE__, __LINE__, "%s: %lld and %lld", texts, t_a, t_b); \
   } while (0)
 
@@ -68,9 +68,9 @@ void t_equal_bytes(const char *file, int line, const void *a, const void *b, siz
 #define ASSERT_GT(a, b) T_COMPARE(a, >, b, #a " > " #b)
 #define ASSERT_LE(a, b) T_COMPARE(a, <=, b, #a " <= " #b)
 #define ASSERT_LT(a, b) T_COMPARE(a, <, b, #a " < " #b)
-#define ASSERT_TRUE(x)                                                    \
-  do {                                                                    \
-    if (!(x)) t_fail(__FILE__, __LINE__, "%s does not hold", #x);         \
+#define ASSERT_TRUE(x)                                            \
+  do {                                                            \
+    if (!(x)) t_fail(__FILE__, __LINE__, "%s does not hold", #x); \
   } while (0)
 #define ASSERT_STR(a, b) t_equal_text(__FILE__, __LINE__, a, b)
 #define ASSERT_MEM(a, b, nbytes) t_equal_bytes(__FILE__, __LINE__, a, b, nbytes)
@@ -97,17 +97,17 @@ void *t_guarded(size_t nbytes);
 
 /* Loops and events. */
 
-const char *t_backend(void);      /* the backend this test runs on */
-tl_loop *t_loop(void);            /* a loop on it, with the counting allocator */
-void t_end(tl_loop *loop);        /* wait until every handle is gone, then close the loop */
-tl_event t_next(tl_loop *loop);   /* one event, waiting for it */
+const char *t_backend(void);    /* the backend this test runs on */
+tl_loop *t_loop(void);          /* a loop on it, with the counting allocator */
+void t_end(tl_loop *loop);      /* wait until every handle is gone, then close the loop */
+tl_event t_next(tl_loop *loop); /* one event, waiting for it */
 tl_event t_expect(tl_loop *loop, tl_handle handle, int kind); /* the next event must be this one */
 tl_event t_until(tl_loop *loop, tl_handle handle, int kind);  /* drop others until it comes */
-void t_quiet(tl_loop *loop);      /* nothing happens, and the loop does not spin either */
+void t_quiet(tl_loop *loop); /* nothing happens, and the loop does not spin either */
 void t_close(tl_loop *loop, tl_handle handle); /* tl_close and its event */
 void t_spin(tl_loop *loop, const bool *done);  /* step with callbacks until *done */
 tl_stats t_stats(const tl_loop *loop);
-int64_t t_clock(void);         /* CLOCK_MONOTONIC in nanoseconds */
+int64_t t_clock(void);        /* CLOCK_MONOTONIC in nanoseconds */
 void t_unblock_signals(void); /* under ThreadSanitizer only */
 
 /* Sockets and descriptors. */
@@ -116,16 +116,16 @@ int t_open_fds(void);
 void t_pipe(int fds[2]);
 void t_socketpair(int type, int fds[2]);
 tl_addr t_ip4(int port);
-int t_bound(tl_loop *loop, tl_handle socket, tl_addr *addr);  /* its address; returns the port */
-tl_handle t_listen(tl_loop *loop, tl_addr *addr);             /* on a free IPv4 port */
-int t_connect(const tl_addr *addr);                           /* a plain, blocking client socket */
+int t_bound(tl_loop *loop, tl_handle socket, tl_addr *addr); /* its address; returns the port */
+tl_handle t_listen(tl_loop *loop, tl_addr *addr);            /* on a free IPv4 port */
+int t_connect(const tl_addr *addr);                          /* a plain, blocking client socket */
 tl_handle t_accept(tl_loop *loop, tl_handle listener);
 void t_tcp_pair(tl_loop *loop, tl_handle *stream, int *peer); /* accepted stream, plain client */
 void t_send_all(int fd, const void *data, size_t nbytes);
 void t_recv_all(int fd, void *data, size_t nbytes); /* fails unless exactly nbytes come */
 void t_expect_eof(int fd);
 void t_nonblocking(int fd);
-void t_reset(int fd); /* close a TCP socket so that the peer sees a reset */
+void t_reset(int fd);       /* close a TCP socket so that the peer sees a reset */
 void t_limit_fds(int more); /* allow that many more descriptors than are open now; -1: undo */
 
 /* A repeatable source of numbers and of bytes. */

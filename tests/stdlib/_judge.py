@@ -36,7 +36,9 @@ def judge(run: ModuleRun, expect: Expectations, *, whole: bool, stock: bool) -> 
         _judge_test(verdict, name, end, failing.get(name))
         if end["loops"].get("stock") and not stock:
             verdict.problems.append(f"{name}: ran on asyncio's own loop")
-    if run.skipped:
+    if not run.complete:
+        verdict.problems.append(f"{run.name}: not run to its end")
+    elif run.skipped:
         verdict.skipped += 1
     elif whole:
         verdict.problems += _stale(run, expect)
@@ -66,7 +68,7 @@ def _stale(run: ModuleRun, expect: Expectations) -> list[str]:
     return [
         f"{name}: listed in {DATA.name}, but there is no such test"
         for name, entry in listed.items()
-        if run.names and name not in known and not entry.may_be_absent
+        if name not in known and not entry.may_be_absent
     ]
 
 
@@ -81,10 +83,15 @@ def _loopless(run: ModuleRun, expect: Expectations) -> list[str]:
 
 
 def unclassified(modules: list[str], expect: Expectations) -> list[str]:
-    """Modules that a new Python version brought and nobody has looked at."""
+    """Modules that a new Python version brought, and entries for modules that are never run."""
     known = {*expect.run, *expect.modules_left_out}
+    listed = [test for entry in expect.failing + expect.left_out for test in entry.tests]
     return [
         f"{name}: neither to be run nor left out in {DATA.name}"
         for name in modules
         if name not in known
+    ] + [
+        f"{test}: listed in {DATA.name}, but its module is never run"
+        for test in listed
+        if test.partition(".")[0] not in expect.run
     ]

@@ -30,6 +30,7 @@ class ModuleRun:
     name: str
     ends: dict[str, dict[str, Any]] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
+    complete: bool = False
     loop: str = ""
     backend: str = ""
     skipped: str = ""
@@ -98,7 +99,7 @@ def _wait(command: list[str], log: Path, limit: float) -> str:
 
 def _read(run: ModuleRun, report: Path, how: str) -> bool:
     """Take over the report of a process; blame its end on the test that was running."""
-    running, complete = "", False
+    running = ""
     for line in report.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         if "loop" in row:
@@ -109,9 +110,9 @@ def _read(run: ModuleRun, report: Path, how: str) -> bool:
             run.ends[row["end"]] = row
             running = ""
         elif "done" in row:
-            complete = True
+            run.complete = True
             run.names, run.skipped = row["tests"], row.get("skipped", "")
-    if not complete:
+    if not run.complete:
         blamed = running or f"{run.name}.<process>"
         run.ends[blamed] = {"outcome": "fail", "detail": how, "loops": {}}
-    return complete or not running
+    return run.complete or not running
