@@ -46,6 +46,7 @@ class BaseLoop(asyncio.BaseEventLoop):
         _handlers: dict[int, Any]
         _transports: dict[int, Any]
         _outbox: Any
+        _woken: bool
 
         def call_soon(  # type: ignore[override]
             self, callback: Callable[..., object], *args: Any, context: Context | None = None

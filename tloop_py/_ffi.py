@@ -6,7 +6,8 @@ import os
 from typing import TYPE_CHECKING, Final
 
 try:
-    from tloop_py._tloop import ffi, lib
+    from tloop_py._tloop import ffi as ffi
+    from tloop_py._tloop import lib as lib
 except ImportError as exc:
     raise ImportError(
         "tloop_py's compiled module is missing or was built for another interpreter; "
@@ -15,19 +16,6 @@ except ImportError as exc:
 
 if TYPE_CHECKING:
     from typing import Any
-
-__all__ = [
-    "ADDR_BYTES",
-    "CAP_EDGE",
-    "CAP_VIRTUAL",
-    "DATA",
-    "LoopClosed",
-    "create_loop",
-    "dead_loop",
-    "ffi",
-    "lib",
-    "oserror",
-]
 
 # Event kinds; module constants, because each look-up through `lib` costs as much as a call.
 DATA: Final[int] = lib.TL_EV_DATA
@@ -54,10 +42,6 @@ ADDR_BYTES: Final[int] = lib.TL_ADDR_BYTES
 # from the heap. Measured: stock asyncio's 1 KiB echo 24.2 -> 6.7 us of CPU per request.
 _PRIME_BYTES: Final = 8 << 20
 _primed = os.environ.get("TLOOP_PRIME_MALLOC", "1") == "0"
-
-
-class LoopClosed(RuntimeError):
-    """An object of a closed loop was used."""
 
 
 def oserror(code: int, what: str = "") -> OSError:

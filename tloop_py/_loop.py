@@ -88,6 +88,7 @@ class Loop(SockMixin, SignalMixin, ServerMixin, DatagramMixin, BaseLoop):
         self._dead: Any = dead_loop()
         # Held while another thread is inside the C loop. Reentrant: signal handlers wake the loop.
         self._wake_lock = threading.RLock()
+        self._woken = False
         super().__init__()
         self._events: Any = ffi.new("tl_event[]", _CAPACITY)
         self._rows = memoryview(ffi.buffer(self._events)).cast("B").cast("q")
@@ -148,8 +149,12 @@ class Loop(SockMixin, SignalMixin, ServerMixin, DatagramMixin, BaseLoop):
         return now / 1e9
 
     def _write_to_self(self) -> None:
-        with self._wake_lock:
-            lib.tl_loop_wake(self._c)
+        # Whoever finds the flag set has queued its callback before the loop clears the flag, and
+        # the loop looks at the queue after that.
+        if not self._woken:
+            self._woken = True
+            with self._wake_lock:
+                lib.tl_loop_wake(self._c)
 
     # -- scheduling -------------------------------------------------------------------------------
 
@@ -277,6 +282,7 @@ class Loop(SockMixin, SignalMixin, ServerMixin, DatagramMixin, BaseLoop):
                     n = poll(c, table, _CAPACITY, timeout)
                 if n < 0:
                     raise oserror(n, "waiting for events")
+                self._woken = False
                 before = len(ready)
                 if timers:
                     self._move_due_timers()

@@ -136,6 +136,7 @@ class SignalMixin(BaseLoop):
         """In a forked child: leave parent's poll set and wake pipe alone."""
         own = lib.tl_loop_wake_fd(self._c)
         lib.tl_loop_after_fork(self._c)
+        self._woken = False
         self._outbox.clear()
         if threading.current_thread() is threading.main_thread():
             former = signal.set_wakeup_fd(-1)
