@@ -16,6 +16,7 @@ import importlib.util
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -215,9 +216,10 @@ def build_inplace() -> None:
         command = [sys.executable, "setup.py", "-q", "build_ext", "--force"]
         command += ["--build-lib", str(build / "lib"), "--build-temp", str(build / "temp")]
         subprocess.run(command, cwd=ROOT, check=True)
-        built = build / "lib" / "tloop_py" / target.name
-        os.utime(built)
-        os.replace(built, target)
+        # A program that starts meanwhile finds the old module or the new one, never half of it.
+        fresh = target.with_name(f"{target.name}.new")
+        shutil.copy(build / "lib" / "tloop_py" / target.name, fresh)
+        os.replace(fresh, target)
         if ABI3:
             write_stub(target)
 

@@ -17,7 +17,7 @@
      static void on_connection(tl_loop *loop, const tl_event *ev, void *user) {
        (void)user;
        if (ev->kind == TL_EV_DATA)
-         tl_stream_write(loop, ev->handle, tl_event_data(loop, ev), ev->result);
+         tl_stream_write(loop, ev->handle, tl_event_data(loop, ev), (size_t)ev->result);
        else if (ev->kind == TL_EV_EOF)
          tl_stream_close(loop, ev->handle);
        else if (ev->kind == TL_EV_ERROR)
