@@ -1195,7 +1195,8 @@ static void tl__report(tl_loop *loop, tl_handle id, uint32_t mask) {
 }
 
 static tl__reg *tl__reg_at(const tl_loop *loop, int fd) {
-  return fd >= 0 && fd < loop->reg_capacity ? &loop->regs[fd] : NULL;
+  if (fd < 0 || fd >= loop->reg_capacity) return NULL;
+  return &loop->regs[fd]; /* NOLINT(*-security.ArrayBound): just checked */
 }
 
 /* Open descriptors are small numbers; any other must not grow the table. */
@@ -2163,8 +2164,7 @@ static bool tl__queue_add(tl_loop *loop, tl__stream *s, const unsigned char *dat
 
 static void tl__queue_consume(tl_loop *loop, tl__stream *s, size_t nbytes) {
   tl__flow_sub(loop, &s->flow, nbytes);
-  while (nbytes) {
-    tl__chunk *chunk = s->first;
+  for (tl__chunk *chunk = s->first; chunk && nbytes; chunk = s->first) {
     size_t n = chunk->end - chunk->begin;
     if (n > nbytes) {
       chunk->begin += (uint32_t)nbytes;
@@ -2312,6 +2312,7 @@ static bool tl__stream_connected(tl_loop *loop, tl__stream *s, tl_event *ev) {
 static void tl__stream_emptied(tl_loop *loop, tl__stream *s) {
   tl__unwant(&s->io, TL_WRITE);
   tl__trim(loop, &s->io);
+  /* NOLINTNEXTLINE(clang-analyzer-unix.StdCLibraryFunctions): the descriptor is open */
   if (s->shut) shutdown(s->io.fd, SHUT_WR);
   if (s->finishing) (void)tl_close(loop, s->io.head.id);
 }

@@ -27,7 +27,9 @@ from tests.stdlib._substitute import Substitution
 # The stock loop by its class: `asyncio.new_event_loop` is among what gets replaced.
 FACTORIES = {"tloop": "tloop_py:new_event_loop", "asyncio": "asyncio:SelectorEventLoop"}
 NO_SUITE = 77  # the exit status that means "skipped" to test drivers
-HOW_TO_GET_IT = "Debian packages it apart: libpython3-testsuite, pypy3-lib-testsuite"
+HOW_TO_GET_IT = f"Debian packages it apart: libpython3.{sys.version_info.minor}-testsuite"
+if sys.implementation.name == "pypy":
+    HOW_TO_GET_IT = "Debian packages it apart: pypy3-lib-testsuite"
 
 
 def available() -> list[str]:
@@ -66,8 +68,9 @@ def show_list(modules: list[str], expect: Expectations) -> None:
 
 
 def show_module(run: ModuleRun, verdict: Verdict) -> None:
+    loops = sum(end["loops"].get("tested", 0) for end in run.ends.values())
     print(
-        f"{run.name:<26} ran {len(run.ends):>4}, ok {verdict.ok:>4}, "
+        f"{run.name:<26} loops {loops:>4}, ran {len(run.ends):>4}, ok {verdict.ok:>4}, "
         f"skipped {verdict.skipped:>3}, expected failures {verdict.expected:>3}, "
         f"unexpected {len(verdict.problems):>3}, {run.seconds:5.1f} s",
         flush=True,
@@ -82,6 +85,7 @@ def run_all(names: list[str], expect: Expectations, options: argparse.Namespace)
     with ThreadPoolExecutor(options.jobs) as pool:
         for run in pool.map(lambda name: run_module(name, job, expect.left_out_in(name)), names):
             if options.logs:
+                options.logs.mkdir(parents=True, exist_ok=True)
                 (options.logs / f"{run.name}.log").write_text(run.log)
             verdict = judge(run, expect, whole=whole, stock=stock)
             show_module(run, verdict)
