@@ -15,7 +15,8 @@ py := $(VENV)/bin/python
 strict := -std=c11 -Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes -Werror
 
 # Tests of the sources, the build and the wheel need to run once, not for each backend and Python.
-once := $(wildcard $(patsubst %,tests/test_%.py,header cdef abi_mode packaging examples))
+once := $(wildcard $(patsubst %,tests/test_%.py,header cdef abi_mode packaging examples)) \
+  tests/stdlib/test_runner.py
 behaviour := $(filter-out $(once),$(wildcard tests/test_*.py))
 # The outer limit is for what no test's own time-out ends: a thread that hangs at the exit.
 limit := timeout --foreground --kill-after=10 900

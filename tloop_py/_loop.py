@@ -165,7 +165,7 @@ class Loop(SockMixin, SignalMixin, ServerMixin, DatagramMixin, BaseLoop):
         context: contextvars.Context | None = None,
     ) -> Any:
         """As asyncio's. A task that schedules its own step gets no handle: it ignores it, and one
-        tuple costs half of what a Handle does (a turn of sleep(0): 0.54 instead of 0.79 us)."""
+        tuple costs half of what a Handle does (a turn of sleep(0): 0.62 instead of 0.79 us)."""
         if callback.__class__ is STEP_TYPE and context is not None:
             self._append_step((context, callback, _NOTHING))
             return None
@@ -269,17 +269,24 @@ class Loop(SockMixin, SignalMixin, ServerMixin, DatagramMixin, BaseLoop):
             if self._interrupted:
                 self._recover()
             while True:
+                if (
+                    ready
+                    and not (self._handlers or timers or self._debug)
+                    and skipped < _MAX_SKIPPED
+                ):
+                    skipped += 1
+                    self._woken = False
+                    self._run_ready(len(ready))
+                    if self._stopping:
+                        break
+                    continue
+                skipped = 0
                 if outbox.parts:
                     outbox.flush()
                 outbox.is_open = not self._debug
                 timeout = 0 if ready and not timers else self._timeout_ns()
                 taken = False
-                if ready and not self._handlers and skipped < _MAX_SKIPPED:
-                    skipped += 1
-                    n = 0
-                else:
-                    skipped = 0
-                    n = poll(c, table, _CAPACITY, timeout)
+                n = poll(c, table, _CAPACITY, timeout)
                 if n < 0:
                     raise oserror(n, "waiting for events")
                 self._woken = False

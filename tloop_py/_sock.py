@@ -137,6 +137,7 @@ class _Descriptor(EventReceiver):
 
     def _run_ops(self, ops: collections.deque[_Op], bit: int) -> None:
         while ops:
+            future: Any
             future, attempt, argument = ops[0]
             if not future.done():
                 try:
@@ -148,6 +149,7 @@ class _Descriptor(EventReceiver):
                     raise
                 except BaseException as exc:
                     future.set_exception(exc)
+                    future = None  # whose traceback keeps this frame: break the cycle
                 else:
                     future.set_result(result)
                     if type(result) is bytes:

@@ -158,8 +158,8 @@ static void exhaust(bool for_good) {
   ASSERT_GT(last, 50); /* else nothing was tested */
 }
 
-TEST(every_allocation_fails_once) { exhaust(false); }
-TEST(every_allocation_fails_and_all_after_it) { exhaust(true); }
+TEST_ON(every_allocation_fails_once, ON_REAL | SLOW) { exhaust(false); }
+TEST_ON(every_allocation_fails_and_all_after_it, ON_REAL | SLOW) { exhaust(true); }
 
 static void memory(bool there) {
   t_mem.fail_on = true;

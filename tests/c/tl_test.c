@@ -343,23 +343,35 @@ static struct {
   int passed, failed, skipped;
 } totals;
 
-static unsigned time_limit(void) {
+static int64_t time_limit(const t_case *test) {
   const char *text = getenv("TL_TEST_TIMEOUT");
-  return text ? (unsigned)atoi(text) : 10;
+  int64_t seconds = text ? atoi(text) : 10;
+  return seconds * T_SECOND * (test->backends & SLOW ? 6 : 1);
 }
 
-void t_slow(void) { alarm(6 * time_limit()); }
+static sigset_t child_signal(void) {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGCHLD);
+  return set;
+}
+
+/* Blocked in the runner only, which waits for it. */
+static void mask_child_signal(int how) {
+  sigset_t set = child_signal();
+  sigprocmask(how, &set, NULL);
+}
 
 /* In the test's process. exit(), not _exit(): the leak checker runs at exit. */
 static void run_here(const t_case *test, const char *backend, FILE *out) {
   setpgid(0, 0);
+  mask_child_signal(SIG_UNBLOCK);
   dup2(fileno(out), 1);
   dup2(fileno(out), 2);
   if (*backend)
     setenv("TLOOP_BACKEND", backend, 1);
   else
     unsetenv("TLOOP_BACKEND");
-  alarm(time_limit());
   int fds = t_open_fds();
   test->run();
   ASSERT_EQ(t_mem.blocks, 0);
@@ -377,20 +389,36 @@ static void show(const char *verdict, const t_case *test, const char *backend, F
   if (!any) puts("(no output)");
 }
 
+/* Wait for a test, whatever it does to its own signals. Returns its status, or -1: out of time. */
+static int await(pid_t pid, int64_t limit) {
+  sigset_t child = child_signal();
+  for (int64_t end = t_clock() + limit, left; (left = end - t_clock()) > 0;) {
+    int status = 0;
+    if (waitpid(pid, &status, WNOHANG) == pid) return status;
+    struct timespec wait = {.tv_sec = (time_t)(left / T_SECOND),
+                            .tv_nsec = (long)(left % T_SECOND)};
+    (void)sigtimedwait(&child, NULL, &wait);
+  }
+  kill(pid, SIGKILL);
+  waitpid(pid, NULL, 0);
+  return -1;
+}
+
 static void judge(const t_case *test, const char *backend, int status, FILE *out) {
   char verdict[64] = "FAIL";
-  if (WIFEXITED(status) && WEXITSTATUS(status) == 0) {
+  if (status == 0) {
     totals.passed++;
     return;
   }
-  if (WIFEXITED(status) && WEXITSTATUS(status) == 77) {
+  if (status != -1 && WIFEXITED(status) && WEXITSTATUS(status) == 77) {
     totals.skipped++;
     show("SKIP", test, backend, out);
     return;
   }
-  if (WIFSIGNALED(status))
-    snprintf(verdict, sizeof verdict, "FAIL (%s)",
-             WTERMSIG(status) == SIGALRM ? "timed out" : strsignal(WTERMSIG(status)));
+  if (status == -1)
+    strcpy(verdict, "FAIL (timed out)");
+  else if (WIFSIGNALED(status))
+    snprintf(verdict, sizeof verdict, "FAIL (%s)", strsignal(WTERMSIG(status)));
   totals.failed++;
   show(verdict, test, backend, out);
 }
@@ -399,11 +427,11 @@ static void run_one(const t_case *test, const char *backend) {
   FILE *out = tmpfile();
   if (!out) perror("tmpfile"), exit(2);
   fflush(NULL);
+  mask_child_signal(SIG_BLOCK);
   pid_t pid = fork();
   if (pid < 0) perror("fork"), exit(2);
   if (pid == 0) run_here(test, backend, out);
-  int status = 0;
-  while (waitpid(pid, &status, 0) < 0 && errno == EINTR) continue;
+  int status = await(pid, time_limit(test));
   kill(-pid, SIGKILL); /* children that the test left behind; mostly none */
   judge(test, backend, status, out);
   fclose(out);

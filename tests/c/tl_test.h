@@ -22,8 +22,9 @@
 
 #include "tloop.h"
 
-/* Which backends a test runs on; ON_ONCE: whatever the library picks itself. */
-enum { ON_EPOLL = 1, ON_POLL = 2, ON_DUMMY = 4, ON_ONCE = 8, ON_REAL = 3, ON_ALL = 7 };
+/* Which backends a test runs on; ON_ONCE: whatever the library picks itself. SLOW: it works hard,
+   so it has six times the usual time. */
+enum { ON_EPOLL = 1, ON_POLL = 2, ON_DUMMY = 4, ON_ONCE = 8, SLOW = 16, ON_REAL = 3, ON_ALL = 7 };
 
 enum { T_MS = 1000000, T_SECOND = 1000000000 };
 
@@ -78,8 +79,6 @@ void t_equal_bytes(const char *file, int line, const void *a, const void *b, siz
 #define ASSERT_OK(call) t_ok(__FILE__, __LINE__, #call, (int64_t)(call))
 #define ASSERT_SYS(call) t_sys(__FILE__, __LINE__, #call, (int64_t)(call))
 #define SKIP(reason) t_skip(reason)
-
-void t_slow(void); /* a test that works hard: six times the usual time limit */
 
 /* Memory: an allocator that counts, and that can be told to fail. */
 
