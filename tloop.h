@@ -150,7 +150,7 @@ enum {
   TL_EV_SIGNAL = 11,  /* result is the signal number */
   TL_EV_CHILD = 12,   /* child ended: result is the status as waitpid gives it, or -errno */
   TL_EV_WAKE = 13,    /* handle 0: tl_loop_wake was called since the last tick, once or often */
-  TL_EV_CLOSED = 14   /* the handle is gone; result 0, or -errno if queued bytes were lost */
+  TL_EV_CLOSED = 14   /* the handle is gone; result -errno if tl_stream_close could not send all */
 };
 
 /* Library errors; every other negative code is -errno. */
