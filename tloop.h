@@ -2099,7 +2099,7 @@ TL_API int tl_watermarks(tl_loop *loop, tl_handle handle, int64_t high, int64_t 
   if (low < 0 || low > high) return -EINVAL;
   flow->high = high;
   flow->low = low;
-  flow->above = flow->queued > high;
+  flow->above = flow->above || flow->queued > high;
   return 0;
 }
 
