@@ -2428,28 +2428,47 @@ static ssize_t tl__send_now(tl_loop *loop, tl__stream *s, const tl_buf *bufs, in
   return total;
 }
 
-TL_API int64_t tl_stream_writev(tl_loop *loop, tl_handle stream, const tl_buf *bufs, int count) {
-  int error;
-  size_t total = 0;
-  tl__stream *s = tl__open(loop, stream, TL__STREAM, &error);
-  if (!s) return error;
-  if (count < 0) return -EINVAL;
+static int tl__may_write(const tl__stream *s) {
   int rc = tl__stream_usable(s);
-  if (rc < 0) return rc;
-  if (s->shut) return -EPIPE;
-  for (int i = 0; i < count; i++) total += bufs[i].nbytes;
-  ssize_t sent = s->first ? 0 : tl__send_now(loop, s, bufs, count);
-  if (sent >= 0 && (size_t)sent == total) return s->flow.queued;
-  rc = sent < 0 ? (int)sent : tl__want(loop, &s->io, TL_WRITE);
+  return rc == 0 && s->shut ? -EPIPE : rc;
+}
+
+/* Queue what the kernel has not taken of the buffers; sent < 0: the send has failed. */
+static int64_t tl__write_rest(tl_loop *loop, tl__stream *s, const tl_buf *bufs, int count,
+                              ssize_t sent) {
+  int rc = sent < 0 ? (int)sent : tl__want(loop, &s->io, TL_WRITE);
   if (rc == 0 && !tl__queue_rest(loop, s, bufs, count, (size_t)sent)) rc = -ENOMEM;
   if (rc == 0) return s->flow.queued;
   tl__stream_break(loop, s, rc);
   return rc;
 }
 
+TL_API int64_t tl_stream_writev(tl_loop *loop, tl_handle stream, const tl_buf *bufs, int count) {
+  int error;
+  size_t total = 0;
+  tl__stream *s = tl__open(loop, stream, TL__STREAM, &error);
+  if (!s) return error;
+  if (count < 0) return -EINVAL;
+  int rc = tl__may_write(s);
+  if (rc < 0) return rc;
+  for (int i = 0; i < count; i++) total += bufs[i].nbytes;
+  ssize_t sent = s->first ? 0 : tl__send_now(loop, s, bufs, count);
+  if (sent >= 0 && (size_t)sent == total) return s->flow.queued;
+  return tl__write_rest(loop, s, bufs, count, sent);
+}
+
 TL_API int64_t tl_stream_write(tl_loop *loop, tl_handle stream, const void *data, size_t nbytes) {
+  int error;
+  tl__stream *s = tl__open(loop, stream, TL__STREAM, &error);
+  if (!s) return error;
+  int rc = tl__may_write(s);
+  if (rc < 0) return rc;
+  struct iovec iov = {(void *)(uintptr_t)data, nbytes};
+  ssize_t sent = s->first || !nbytes ? 0 : tl__send(loop, s, &iov, 1);
+  if (sent == -EAGAIN) sent = 0;
+  if (sent >= 0 && (size_t)sent == nbytes) return s->flow.queued;
   tl_buf buf = {data, nbytes};
-  return tl_stream_writev(loop, stream, &buf, 1);
+  return tl__write_rest(loop, s, &buf, 1, sent);
 }
 
 TL_API int tl_stream_write_batch(tl_loop *loop, int64_t *rows, int count, const void *data) {

@@ -364,10 +364,12 @@ class Loop(SockMixin, SignalMixin, ServerMixin, DatagramMixin, BaseLoop):
     def _dispatch(self, flat: list[int]) -> None:
         """Hand events to their handlers. An exception that ends the loop leaves the rest."""
         self._rest = rest = _by_row(flat)
-        arena, get = self._arena, self._handlers.get
+        arena, handlers = self._arena, self._handlers
+        receiver: Any
         for handle, kind, result, offset in rest:
-            receiver = get(handle)
-            if receiver is None:
+            try:
+                receiver = handlers[handle]
+            except KeyError:
                 if kind == SIGNAL:
                     self._handle_signal(result)
                 continue

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tloop_py._stream import StreamTransport
 
 BATCH: Final = 32  # writes
-SMALL: Final = 16384  # bytes of one transport
+SMALL: Final = 4096  # bytes of one transport; joining larger ones costs more than it saves
 
 _write = lib.tl_stream_write
 _write_batch = lib.tl_stream_write_batch

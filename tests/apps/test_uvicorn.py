@@ -216,12 +216,12 @@ async def test_tls(app_loop: str, certificates: Certificates) -> None:
     trust = certificates.client()
     with uvicorn(app_loop, "--port", "0", *files) as server:
         port = server.expect(r"Uvicorn running on https://127\.0\.0\.1:(\d+)")[1]
-        async with httpx.AsyncClient(base_url=f"https://127.0.0.1:{port}", verify=trust) as http:
-            assert (await http.get("/")).text == "hello, world"
-            assert (await http.post("/upload", content=block_stream(20))).text == digest_of(20)
         async with connect(f"wss://127.0.0.1:{port}/ws", ssl=trust) as ws:
             await ws.send("in secret")
             assert await ws.recv() == "in secret"
+        async with httpx.AsyncClient(base_url=f"https://127.0.0.1:{port}", verify=trust) as http:
+            assert (await http.get("/")).text == "hello, world"
+            assert (await http.post("/upload", content=block_stream(20))).text == digest_of(20)
         server.end()
         assert not COMPLAINT.search(server.output)
 
