@@ -6,6 +6,7 @@ import asyncio
 import errno
 import gc
 import hashlib
+import os
 import socket
 import sys
 import weakref
@@ -909,3 +910,19 @@ async def test_a_proxy_between_two_connections(loop: Loop) -> None:
         await sending
         left_far.shutdown(socket.SHUT_WR)
         assert await read_all(right_far, 1) == b""
+
+
+async def test_asking_for_the_socket_leaves_it_non_blocking(loop: Loop) -> None:
+    accepted: list[Recorder] = []
+
+    def factory() -> Recorder:
+        accepted.append(Recorder())
+        return accepted[-1]
+
+    async with listening(factory) as address:
+        transport, client = await loop.create_connection(Recorder, *address)
+        await until(lambda: accepted and accepted[0].transport)
+        sock = accepted[0].transport.get_extra_info("socket")
+        assert not os.get_blocking(sock.fileno())
+        transport.close()
+        await end_of(client, accepted[0])

@@ -76,7 +76,9 @@ class StreamTransport(Transport, asyncio.Transport):
             sock.close()
             return sock
         fd = lib.tl_release_fd(self._c, self._handle)
-        return socket.socket(like.family, like.type, like.proto, fileno=fd)
+        sock = socket.socket(like.family, like.type, like.proto, fileno=fd)
+        sock.setblocking(False)  # PyPy has just made the descriptor blocking
+        return sock
 
     # -- receiving --------------------------------------------------------------------------------
 
