@@ -273,17 +273,18 @@ def test_the_runner_turns_ctrl_c_into_a_cancelled_main_task(loop_factory: LoopFa
     seen: list[str] = []
 
     async def main() -> None:
+        # Sent from here: before its first step a task is cancelled without a word.
+        thread = send_soon(asyncio.get_running_loop(), signal.SIGINT)
         try:
             await asyncio.sleep(10)
         except asyncio.CancelledError:
             seen.append("cancelled")
             raise
+        finally:
+            thread.join()
 
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        thread = send_soon(runner.get_loop(), signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
-            runner.run(main())
-    thread.join()
+    with asyncio.Runner(loop_factory=loop_factory) as runner, pytest.raises(KeyboardInterrupt):
+        runner.run(main())
     assert seen == ["cancelled"]
 
 
