@@ -1078,6 +1078,12 @@ static void tl__delete(tl_loop *loop, tl__head *head) {
   tl__free(loop, head);
 }
 
+/* For a constructor that fails after tl__new. */
+static void tl__undo_new(tl_loop *loop, tl__head *head) {
+  loop->stats.live--;
+  tl__delete(loop, head);
+}
+
 // >>list
 
 static void tl__unlink(tl__link *link) {
@@ -1170,6 +1176,7 @@ static void tl__heap_down(tl_loop *loop, size_t i, tl__heap_entry entry) {
 static void tl__heap_remove(tl_loop *loop, tl__node *node) {
   if (!node->heap_pos) return;
   size_t i = node->heap_pos - 1;
+  TL_ASSERT(loop->heap[i].node == node);
   node->heap_pos = 0;
   tl__heap_entry last = loop->heap[--loop->heap_count];
   if (i == loop->heap_count) return;
@@ -1180,10 +1187,13 @@ static void tl__heap_remove(tl_loop *loop, tl__node *node) {
 }
 
 /* Room is kept for every due timer too, so that a repeating one can always go back. */
+static bool tl__heap_reserve(tl_loop *loop) {
+  return tl__grow(loop, (void **)&loop->heap, &loop->heap_capacity,
+                  loop->heap_count + loop->due_count + 1, sizeof(tl__heap_entry));
+}
+
 static int tl__heap_insert(tl_loop *loop, tl__node *node, int64_t deadline_ns) {
-  if (!tl__grow(loop, (void **)&loop->heap, &loop->heap_capacity,
-                loop->heap_count + loop->due_count + 1, sizeof(tl__heap_entry)))
-    return -ENOMEM;
+  if (!tl__heap_reserve(loop)) return -ENOMEM;
   tl__heap_up(loop, loop->heap_count++, (tl__heap_entry){deadline_ns, ++loop->timer_seq, node});
   return 0;
 }
@@ -1697,8 +1707,7 @@ TL_API tl_handle tl_signal_create(tl_loop *loop, int signo) {
   s->signo = signo;
   int rc = tl__signal_subscribe(s);
   if (rc < 0) {
-    loop->stats.live--;
-    tl__delete(loop, &s->head);
+    tl__undo_new(loop, &s->head);
     return rc;
   }
   s->next_in_loop = loop->signals;
@@ -1841,9 +1850,7 @@ TL_API int tl_timer_start_at(tl_loop *loop, tl_handle timer, int64_t deadline_ns
   if (!t) return error;
   if (repeat_ns < 0) return -EINVAL;
   /* With room for one more nothing below can fail, so an error leaves the timer as it was. */
-  if (!tl__grow(loop, (void **)&loop->heap, &loop->heap_capacity,
-                loop->heap_count + loop->due_count + 1, sizeof(tl__heap_entry)))
-    return -ENOMEM;
+  if (!tl__heap_reserve(loop)) return -ENOMEM;
   tl__heap_remove(loop, &t->node);
   tl__due_remove(loop, t);
   t->repeat_ns = repeat_ns;
@@ -1939,8 +1946,7 @@ static void tl__io_teardown(tl_loop *loop, tl__io *io) {
 static int64_t tl__abandon(tl_loop *loop, tl__io *io, int64_t error) {
   io->flags |= TL_KEEP_FD;
   tl__io_teardown(loop, io);
-  loop->stats.live--;
-  tl__delete(loop, &io->head);
+  tl__undo_new(loop, &io->head);
   return error;
 }
 
@@ -2071,6 +2077,7 @@ static void tl__flow_add(tl_loop *loop, tl__flow *flow, size_t nbytes) {
 }
 
 static void tl__flow_sub(tl_loop *loop, tl__flow *flow, size_t nbytes) {
+  TL_ASSERT(flow->queued >= (int64_t)nbytes);
   flow->queued -= (int64_t)nbytes;
   loop->stats.queued -= (int64_t)nbytes;
 }

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-# 3.12.1 and later remember which transports a server has; before it was a number.
+# From 3.13 on a server remembers its transports; before it counted them.
 _ATTACH_TAKES_TRANSPORT = sys.version_info >= (3, 13)
 
 # The create_unix_server default of `cleanup_socket`, an argument that 3.13 introduced.

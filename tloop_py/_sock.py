@@ -125,13 +125,13 @@ class _Descriptor(EventReceiver):
         if mask & (READ | HUP | ERR):
             self.readable = True
             if self.reader is not None:
-                self._loop._run_reader(self, self.reader)
+                self._loop._run_side(self, "reader", self.reader)
             if self.reads:
                 self._run_ops(self.reads, READ)
         if mask & (WRITE | HUP | ERR):
             self.writable = True
             if self.writer is not None:
-                self._loop._run_writer(self, self.writer)
+                self._loop._run_side(self, "writer", self.writer)
             if self.writes:
                 self._run_ops(self.writes, WRITE)
 
@@ -258,10 +258,7 @@ class SockMixin(BaseLoop):
         fd: number, or object with fileno(). Raises RuntimeError for a transport's descriptor,
         ValueError, and OSError (PermissionError for a regular file).
         """
-        self._check_closed()
-        entry = self._entry(self._ensure_fd_no_transport(fd))
-        handle = events.Handle(callback, args, self, None)
-        self._swap(entry, "reader", handle)
+        self._add(fd, "reader", callback, args)
 
     def remove_reader(self, fd: Any) -> bool:
         """Returns whether there was one."""
@@ -271,14 +268,21 @@ class SockMixin(BaseLoop):
         self, fd: Any, callback: Callable[..., object], *args: Any
     ) -> None:
         """As add_reader, for writing; independent of the reader of the same descriptor."""
-        self._check_closed()
-        entry = self._entry(self._ensure_fd_no_transport(fd))
-        handle = events.Handle(callback, args, self, None)
-        self._swap(entry, "writer", handle)
+        self._add(fd, "writer", callback, args)
 
     def remove_writer(self, fd: Any) -> bool:
         """Returns whether there was one."""
         return self._remove(fd, "writer")
+
+    def _add(
+        self, fd: Any, side: str, callback: Callable[..., object], args: tuple[Any, ...]
+    ) -> None:
+        self._check_closed()
+        entry = self._entry(self._ensure_fd_no_transport(fd))
+        handle = events.Handle(callback, args, self, None)
+        if handle._source_traceback:  # type: ignore[attr-defined]
+            del handle._source_traceback[-1]  # type: ignore[attr-defined]
+        self._swap(entry, side, handle)
 
     def _entry(self, fd: int) -> _Descriptor:
         entry = self._descriptors.get(fd)
@@ -309,15 +313,9 @@ class SockMixin(BaseLoop):
         self._swap(entry, side, None)
         return True
 
-    def _run_reader(self, entry: _Descriptor, handle: asyncio.Handle) -> None:
+    def _run_side(self, entry: _Descriptor, side: str, handle: asyncio.Handle) -> None:
         if handle.cancelled():
-            self._swap(entry, "reader", None)
-        else:
-            self._run_handle(handle)
-
-    def _run_writer(self, entry: _Descriptor, handle: asyncio.Handle) -> None:
-        if handle.cancelled():
-            self._swap(entry, "writer", None)
+            self._swap(entry, side, None)
         else:
             self._run_handle(handle)
 
