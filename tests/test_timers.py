@@ -199,14 +199,15 @@ def test_a_million_cancelled_timers_do_not_pile_up(loop: Loop) -> None:
         loop.stop()
         loop.run_forever()
 
-    for _ in range(10):  # until PyPy has compiled the loop and sized its heap
-        start_and_cancel()
-    collect()
-    before = resident_bytes()
-    for _ in range(100):
-        start_and_cancel()
-    collect()
-    assert resident_bytes() - before < 64 << 20
+    growth = []
+    for _ in range(10):
+        before = resident_bytes()
+        for _ in range(10):
+            start_and_cancel()
+        collect()
+        growth.append(resident_bytes() - before)
+    # 100,000 timers that stay would add 10 MiB each time; PyPy's heap grows now and then.
+    assert min(growth) < 4 << 20, growth
 
 
 @pytest.mark.slow
