@@ -326,7 +326,8 @@ TL_API int64_t tl_loop_now(const tl_loop *loop);
 TL_API int64_t tl_loop_update_now(tl_loop *loop);
 
 /* For embedding: how long a foreign main loop may sleep, on tl_loop_fd, before it must step this
-   one. Ask right before sleeping: from now on tl_loop_wake makes tl_loop_fd readable.
+   one. Ask right before sleeping, or after each step: from now on tl_loop_wake makes tl_loop_fd
+   readable, and so does reading that is resumed where bytes wait. Timers started meanwhile do not.
    Returns: nanoseconds; 0 something is due, -1 nothing is planned. Thread: loop. */
 TL_API int64_t tl_loop_timeout(tl_loop *loop);
 
@@ -1269,11 +1270,15 @@ static int tl__watched(const tl__io *io) {
   return tl__is_edge(io) ? TL_READ | TL_WRITE | TL_EDGE : io->want;
 }
 
+static int tl__interrupt(tl_loop *loop);
+
 /* No edge will tell of what is ready already: come back in the next tick. */
 static void tl__come_back(tl_loop *loop, tl__io *io) {
   tl__stream *s = (tl__stream *)io;
   if (!tl__is_edge(io) || io->head.closing || !(s->ready & io->want)) return;
-  if (!tl__linked(&s->again)) tl__link_last(&loop->again, &s->again);
+  if (tl__linked(&s->again)) return;
+  tl__link_last(&loop->again, &s->again);
+  if (atomic_load_explicit(&loop->sleeping, memory_order_relaxed)) (void)tl__interrupt(loop);
 }
 
 /* Ask for more. Bits that are no longer wanted stay armed until they are reported, so that

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tloop_py._compat import run_with_factory
 from tloop_py._ffi import ffi as _ffi
 from tloop_py._ffi import lib as _lib
+from tloop_py._guest import GuestLoop
 from tloop_py._loop import Loop
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-__all__ = ["Loop", "__version__", "new_event_loop", "run"]
+__all__ = ["GuestLoop", "Loop", "__version__", "new_event_loop", "run"]
 
 __version__: str = _ffi.string(_lib.tl_version()).decode()
 

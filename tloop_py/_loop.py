@@ -264,7 +264,7 @@ class Loop(SockMixin, SignalMixin, ServerMixin, DatagramMixin, BaseLoop):
         poll, c, table = lib.tl_loop_poll, self._c, self._events
         outbox = self._outbox
         taken = True  # the events of the last poll
-        skipped = 0
+        skipped = _MAX_SKIPPED if self._stopping else 0  # who runs single ticks wants events, too
         try:
             if self._interrupted:
                 self._recover()
