@@ -104,8 +104,11 @@ def build_load() -> None:
     if LOAD.exists() and LOAD.stat().st_mtime >= source.stat().st_mtime:
         return
     LOAD.parent.mkdir(parents=True, exist_ok=True)
-    compiler = os.environ.get("CC", "cc")
-    subprocess.run([compiler, "-std=c11", "-O2", str(source), "-o", str(LOAD)], check=True)
+    compile_it = [os.environ.get("CC", "cc"), "-std=c11", "-O2", str(source), "-o", str(LOAD)]
+    with_tls = [*compile_it, "-DLOAD_TLS", "-lssl", "-lcrypto"]
+    # Without OpenSSL's headers only the rows of TLS cannot be measured.
+    if subprocess.run(with_tls, stderr=subprocess.DEVNULL, check=False).returncode:
+        subprocess.run(compile_it, check=True)
 
 
 def _target(line: str) -> str:
@@ -148,7 +151,9 @@ def running(contender: Contender, row: Row) -> Iterator[tuple[int, str]]:
 def measure(contender: Contender, row: Row, seconds: float, warmup: float = 0.3) -> dict[str, Any]:
     """Drive one fresh server and return what the load generator reports."""
     with running(contender, row) as (pid, target):
-        argv = [str(LOAD), "-m", "http" if row.mode == "http" else "echo", "-p", str(pid)]
+        kind = row.mode.partition("-")[0]
+        mode = kind if kind in ("http", "tls") else "echo"
+        argv = [str(LOAD), "-m", mode, "-p", str(pid)]
         argv += ["-c", str(row.connections), "-s", str(row.size)]
         argv += ["-t", str(seconds), "-w", str(warmup), target]
         return report_of(argv, LOAD_CORE, f"{contender.name}, {row}", seconds + warmup + 30)

@@ -1,11 +1,13 @@
 // Closed-loop load generator: N connections, each with one request in flight, in one epoll thread.
 //
-//   load [-m echo|http] [-c connections] [-s bytes] [-t seconds] [-w warm-up seconds]
+//   load [-m echo|http|tls] [-c connections] [-s bytes] [-t seconds] [-w warm-up seconds]
 //        [-p server pid] [-g /path] HOST:PORT | unix:PATH
 //
 // Prints one line of JSON. Every byte echoed during the warm-up is compared with what was sent.
 // With -p the server's CPU clock is read at both ends of the measured window: the cost of a request
 // as the kernel counted it, which does not depend on how fast this client happens to be.
+//
+// Mode tls is an echo within TLS 1.3, of any certificate; it takes -DLOAD_TLS -lssl to build.
 
 #define _GNU_SOURCE
 #include <errno.h>
@@ -25,6 +27,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#ifdef LOAD_TLS
+#include <openssl/ssl.h>
+#endif
+
 enum {
   EVENTS_MAX = 256,
   SIZE_LIMIT = 1 << 30, // of a message
@@ -38,6 +44,9 @@ enum {
 
 typedef struct conn {
   int fd;
+#ifdef LOAD_TLS
+  SSL *ssl;
+#endif
   const char *msg; // the request in flight
   size_t sent, got;
   size_t want; // length of the reply; 0 while an HTTP head is incomplete
@@ -48,7 +57,7 @@ typedef struct conn {
 } conn;
 
 typedef struct options {
-  bool http;
+  bool http, tls;
   size_t connections, size;
   double seconds, warmup;
   pid_t pid;
@@ -121,11 +130,54 @@ static double quantile_us(double q) {
   return 0;
 }
 
+// --- bytes out and in, as send() and recv() ---
+
+#ifdef LOAD_TLS
+static SSL_CTX *tls_context;
+
+static void tls_open(conn *c) {
+  if (!tls_context) tls_context = SSL_CTX_new(TLS_client_method());
+  c->ssl = tls_context ? SSL_new(tls_context) : NULL;
+  if (!c->ssl || !SSL_set_fd(c->ssl, c->fd) || SSL_connect(c->ssl) != 1)
+    die("TLS handshake failed");
+  SSL_set_mode(c->ssl, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
+}
+
+static ssize_t tls_result(const conn *c, int n) {
+  if (n > 0) return n;
+  int error = SSL_get_error(c->ssl, n);
+  if (error == SSL_ERROR_ZERO_RETURN) return 0;
+  errno = error == SSL_ERROR_WANT_READ || error == SSL_ERROR_WANT_WRITE ? EAGAIN : EPROTO;
+  return -1;
+}
+
+static ssize_t bytes_out(const conn *c, const char *data, size_t n) {
+  if (opt.tls) return tls_result(c, SSL_write(c->ssl, data, (int)n));
+  return send(c->fd, data, n, MSG_NOSIGNAL);
+}
+
+static ssize_t bytes_in(const conn *c, char *data, size_t n) {
+  if (opt.tls) return tls_result(c, SSL_read(c->ssl, data, (int)n));
+  return recv(c->fd, data, n, 0);
+}
+#else
+static void tls_open(conn *c) {
+  (void)c;
+  die("built without TLS");
+}
+
+static ssize_t bytes_out(const conn *c, const char *data, size_t n) {
+  return send(c->fd, data, n, MSG_NOSIGNAL);
+}
+
+static ssize_t bytes_in(const conn *c, char *data, size_t n) { return recv(c->fd, data, n, 0); }
+#endif
+
 // --- one request ---
 
 static void send_more(conn *c) {
   while (c->sent < opt.size) {
-    ssize_t n = send(c->fd, c->msg + c->sent, opt.size - c->sent, MSG_NOSIGNAL);
+    ssize_t n = bytes_out(c, c->msg + c->sent, opt.size - c->sent);
     if (n > 0)
       c->sent += (size_t)n;
     else if (n < 0 && errno == EAGAIN)
@@ -185,13 +237,14 @@ static void received(conn *c, size_t n) {
 
 static void receive_more(conn *c) {
   for (;;) {
-    ssize_t n = recv(c->fd, inbox, sizeof inbox, 0);
+    ssize_t n = bytes_in(c, inbox, sizeof inbox);
     if (n == 0) die("server closed the connection");
     if (n < 0 && errno == EINTR) continue;
     if (n < 0 && errno == EAGAIN) return;
     if (n < 0) die("recv: %s", strerror(errno));
     received(c, (size_t)n);
-    if ((size_t)n < sizeof inbox) return; // drained: the next bytes raise a new edge
+    // Drained: the next bytes raise a new edge. TLS hands over one record at a time.
+    if (!opt.tls && (size_t)n < sizeof inbox) return;
   }
 }
 
@@ -227,6 +280,7 @@ static void conn_open(conn *c) {
   c->fd = strncmp(opt.target, "unix:", 5) ? connect_tcp(opt.target) : connect_unix(opt.target + 5);
   c->msg = pool;
   if (opt.http) c->head = allocate(1, HEAD_MAX);
+  if (opt.tls) tls_open(c);
   struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLET, .data.ptr = c};
   if (fcntl(c->fd, F_SETFL, O_NONBLOCK) < 0) die("O_NONBLOCK: %s", strerror(errno));
   if (epoll_ctl(epoll_fd, EPOLL_CTL_ADD, c->fd, &event) < 0) die("epoll_ctl: %s", strerror(errno));
@@ -290,7 +344,10 @@ static void measure(void) {
 
   double seconds = (double)(end - start) / 1e9, n = (double)requests;
   printf("{\"mode\": \"%s\", \"connections\": %zu, \"size\": %zu, \"requests\": %llu, ",
-         opt.http ? "http" : "echo", opt.connections, opt.size, (unsigned long long)requests);
+         opt.http  ? "http"
+         : opt.tls ? "tls"
+                   : "echo",
+         opt.connections, opt.size, (unsigned long long)requests);
   printf("\"seconds\": %.3f, \"rps\": %.1f, ", seconds, n / seconds);
   if (opt.pid)
     printf("\"cpu_us_per_request\": %.3f, \"server_busy\": %.3f, ", (double)cpu / 1e3 / n,
@@ -302,7 +359,7 @@ static void measure(void) {
 
 static _Noreturn void usage(void) {
   fputs(
-      "usage: load [-m echo|http] [-c connections] [-s bytes] [-t seconds] [-w warm-up]\n"
+      "usage: load [-m echo|http|tls] [-c connections] [-s bytes] [-t seconds] [-w warm-up]\n"
       "            [-p server-pid] [-g /path] HOST:PORT | unix:PATH\n",
       stderr);
   exit(2);
@@ -313,7 +370,8 @@ static void parse_options(int argc, char **argv) {
     switch (o) {
       case 'm':
         opt.http = strcmp(optarg, "http") == 0;
-        if (!opt.http && strcmp(optarg, "echo") != 0) usage();
+        opt.tls = strcmp(optarg, "tls") == 0;
+        if (!opt.http && !opt.tls && strcmp(optarg, "echo") != 0) usage();
         break;
       case 'c': opt.connections = strtoul(optarg, NULL, 10); break;
       case 's': opt.size = strtoul(optarg, NULL, 10); break;

@@ -16,6 +16,8 @@ import json
 import platform
 import signal
 import socket
+import ssl
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
@@ -106,6 +108,12 @@ async def echo_socket(sock: socket.socket) -> None:
             await loop.sock_sendall(sock, data)
 
 
+def tls_context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(Path(__file__).parent.parent / "tests" / "tls" / "server.pem")
+    return context
+
+
 def listener(path: str | None) -> socket.socket:
     if path is None:
         return socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
@@ -115,20 +123,21 @@ def listener(path: str | None) -> socket.socket:
     return sock
 
 
-async def serve_protocol(sock: socket.socket, factory: Callable[[], Any]) -> None:
+async def serve_protocol(
+    sock: socket.socket, factory: Callable[[], Any], tls: ssl.SSLContext | None = None
+) -> None:
     loop = asyncio.get_running_loop()
     if sock.family == socket.AF_UNIX:
-        server = await loop.create_unix_server(factory, sock=sock, backlog=BACKLOG)
+        server = await loop.create_unix_server(factory, sock=sock, backlog=BACKLOG, ssl=tls)
     else:
-        server = await loop.create_server(factory, sock=sock, backlog=BACKLOG)
+        server = await loop.create_server(factory, sock=sock, backlog=BACKLOG, ssl=tls)
     await server.serve_forever()
 
 
-async def serve_streams(sock: socket.socket) -> None:
-    if sock.family == socket.AF_UNIX:
-        server = await asyncio.start_unix_server(echo_stream, sock=sock, backlog=BACKLOG)
-    else:
-        server = await asyncio.start_server(echo_stream, sock=sock, backlog=BACKLOG)
+async def serve_streams(sock: socket.socket, tls: ssl.SSLContext | None = None) -> None:
+    unix = sock.family == socket.AF_UNIX
+    start = asyncio.start_unix_server if unix else asyncio.start_server
+    server = await start(echo_stream, sock=sock, backlog=BACKLOG, ssl=tls)
     await server.serve_forever()
 
 
@@ -149,6 +158,9 @@ SERVE: dict[str, Callable[[socket.socket], Awaitable[None]]] = {
     "http": lambda sock: serve_protocol(sock, Http),
     "streams": serve_streams,
     "raw": serve_raw,
+    "tls": lambda sock: serve_protocol(sock, Echo, tls_context()),
+    "tls-buffered": lambda sock: serve_protocol(sock, BufferedEcho, tls_context()),
+    "tls-streams": lambda sock: serve_streams(sock, tls_context()),
 }
 
 

@@ -7,7 +7,7 @@ each interpreter version, tells when something here changes.
 from __future__ import annotations
 
 import asyncio
-from asyncio import transports
+from asyncio import sslproto, transports
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class BaseLoop(asyncio.BaseEventLoop):
         def _ensure_fd_no_transport(self, fd: Any) -> int: ...
         def _forget_descriptor(self, fd: int) -> None: ...
         async def sock_connect(self, sock: socket.socket, address: Any) -> None: ...
+        def _make_socket_transport(self, *args: Any, **kwargs: Any) -> asyncio.Transport: ...
 
 
 class FlowControl(transports._FlowControlMixin):
@@ -79,3 +80,41 @@ class FlowControl(transports._FlowControlMixin):
 
 # Untyped parts of asyncio's modules.
 base_events: Any = asyncio.base_events
+
+
+class SSLTransportBase(sslproto._SSLProtocolTransport):
+    """What SSLTransport uses of asyncio's."""
+
+    if TYPE_CHECKING:
+        _ssl_protocol: Any
+
+
+class SSLProtocolBase(sslproto.SSLProtocol):
+    """What SSLProtocol uses of asyncio's."""
+
+    if TYPE_CHECKING:
+        _loop: Any
+        _state: Any
+        _sslobj: Any
+        _incoming: Any
+        _outgoing: Any
+        _ssl_buffer: bytearray
+        _ssl_buffer_view: memoryview
+        _app_transport: Any
+        _app_transport_created: bool
+        _app_protocol: Any
+        _app_protocol_is_buffer: bool
+        _app_reading_paused: bool
+        _app_writing_paused: bool
+        _ssl_reading_paused: bool
+        _ssl_writing_paused: bool
+        _outgoing_high_water: int
+        _write_backlog: Any
+        _transport: Any
+
+        def _get_app_transport(self) -> Any: ...
+        def _do_read__buffered(self) -> None: ...
+        def _do_write(self) -> None: ...
+        def _process_outgoing(self) -> None: ...
+        def _control_ssl_reading(self) -> None: ...
+        def _call_eof_received(self) -> None: ...

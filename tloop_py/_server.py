@@ -8,15 +8,16 @@ import logging
 import os
 import socket
 import stat
-from asyncio import constants, sslproto, tasks, trsock
+from asyncio import constants, tasks, trsock
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 from tloop_py import _compat
-from tloop_py._base import BaseLoop, base_events
+from tloop_py._base import base_events
 from tloop_py._ffi import ACCEPT, ADDR_BYTES, KEEP_FD, lib, oserror
 from tloop_py._receiver import EventReceiver
 from tloop_py._stream import StreamTransport
+from tloop_py._tls import TLSMixin
 
 if TYPE_CHECKING:
     import ssl as ssl_module
@@ -127,7 +128,7 @@ class _Acceptor(EventReceiver):
         self._loop.call_exception_handler(context)
 
 
-class ServerMixin(BaseLoop):
+class ServerMixin(TLSMixin):
     def __init__(self) -> None:
         super().__init__()
         self._acceptors: dict[socket.socket, _Acceptor] = {}
@@ -148,38 +149,6 @@ class ServerMixin(BaseLoop):
         self._forget_descriptor(sock.fileno())
         base_events._set_nodelay(sock)
         return StreamTransport(self, protocol, waiter, sock=sock, extra=extra, server=server)
-
-    def _make_ssl_transport(
-        self,
-        rawsock: socket.socket | None,
-        protocol: asyncio.BaseProtocol,
-        sslcontext: ssl_module.SSLContext,
-        waiter: asyncio.Future[None] | None = None,
-        *,
-        server_side: bool = False,
-        server_hostname: str | None = None,
-        extra: dict[str, Any] | None = None,
-        server: Server | None = None,
-        ssl_handshake_timeout: float | None = constants.SSL_HANDSHAKE_TIMEOUT,
-        ssl_shutdown_timeout: float | None = constants.SSL_SHUTDOWN_TIMEOUT,
-        **accepted: Any,
-    ) -> asyncio.Transport:
-        tls: Any = sslproto.SSLProtocol(
-            self,
-            protocol,
-            sslcontext,
-            waiter,  # type: ignore[arg-type]  # None: asyncio does so, too
-            server_side,
-            server_hostname,
-            ssl_handshake_timeout=ssl_handshake_timeout,  # type: ignore[arg-type]
-            ssl_shutdown_timeout=ssl_shutdown_timeout,
-        )
-        if rawsock is None:
-            StreamTransport(self, tls, server=server, **accepted)
-        else:
-            self._make_socket_transport(rawsock, tls, extra=extra, server=server)
-        transport: asyncio.Transport = tls._app_transport
-        return transport
 
     def _start_serving(
         self,

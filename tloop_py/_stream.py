@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tloop_py import _addr
 from tloop_py._ffi import DATA, DRAIN, EOF, KEEP_FD, READABLE, WRITE, ffi, lib, oserror
 from tloop_py._outbox import BATCH, SMALL, Outbox
+from tloop_py._ssl import SSLProtocol
 from tloop_py._transport import Transport, adopt
 
 if TYPE_CHECKING:
@@ -83,7 +84,9 @@ class StreamTransport(Transport, asyncio.Transport):
     # -- receiving --------------------------------------------------------------------------------
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        buffered = isinstance(protocol, protocols.BufferedProtocol)
+        tls = isinstance(protocol, SSLProtocol)
+        self._arena = self._loop._arena_view if tls else self._loop._arena
+        buffered = isinstance(protocol, protocols.BufferedProtocol) and not tls
         changed, self._buffered = buffered != self._buffered, buffered
         super().set_protocol(protocol)
         self._plain = not buffered and self.is_reading()
@@ -132,7 +135,7 @@ class StreamTransport(Transport, asyncio.Transport):
                 return
             data = self._arena[offset : offset + result]
             if self._paused:
-                self._held.append(data)
+                self._held.append(bytes(data))
             else:
                 self._received(data)
         elif kind == DRAIN:

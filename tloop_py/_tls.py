@@ -1,0 +1,98 @@
+"""Where `ssl=` leads: a transport that is encrypted from the start, or upgraded later."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from asyncio import constants
+from typing import TYPE_CHECKING, Any
+
+from tloop_py._base import BaseLoop
+from tloop_py._ssl import SSLProtocol
+from tloop_py._stream import StreamTransport
+
+if TYPE_CHECKING:
+    import socket
+    from asyncio.base_events import Server
+
+
+class TLSMixin(BaseLoop):
+    def _make_ssl_transport(
+        self,
+        rawsock: socket.socket | None,
+        protocol: asyncio.BaseProtocol,
+        sslcontext: ssl.SSLContext,
+        waiter: asyncio.Future[None] | None = None,
+        *,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+        extra: dict[str, Any] | None = None,
+        server: Server | None = None,
+        ssl_handshake_timeout: float | None = constants.SSL_HANDSHAKE_TIMEOUT,
+        ssl_shutdown_timeout: float | None = constants.SSL_SHUTDOWN_TIMEOUT,
+        **accepted: Any,
+    ) -> asyncio.Transport:
+        tls: Any = SSLProtocol(
+            self,
+            protocol,
+            sslcontext,
+            waiter,
+            server_side,
+            server_hostname,
+            ssl_handshake_timeout=ssl_handshake_timeout,
+            ssl_shutdown_timeout=ssl_shutdown_timeout,
+        )
+        if rawsock is None:
+            StreamTransport(self, tls, server=server, **accepted)
+        else:
+            self._make_socket_transport(rawsock, tls, extra=extra, server=server)
+        transport: asyncio.Transport = tls._app_transport
+        return transport
+
+    async def start_tls(
+        self,
+        transport: Any,
+        protocol: asyncio.BaseProtocol,
+        sslcontext: ssl.SSLContext,
+        *,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
+    ) -> asyncio.Transport:
+        """As asyncio's: returns the transport that protocol uses from now on, after the handshake;
+        the given one must not be used any more. Closes the connection when it fails."""
+        if not isinstance(sslcontext, ssl.SSLContext):
+            raise TypeError(
+                f"sslcontext is expected to be an instance of ssl.SSLContext, got {sslcontext!r}"
+            )
+        if not getattr(transport, "_start_tls_compatible", False):
+            raise TypeError(f"transport {transport!r} is not supported by start_tls()")
+        waiter = self.create_future()
+        tls: Any = SSLProtocol(
+            self,
+            protocol,
+            sslcontext,
+            waiter,
+            server_side,
+            server_hostname,
+            ssl_handshake_timeout=ssl_handshake_timeout,
+            ssl_shutdown_timeout=ssl_shutdown_timeout,
+            call_connection_made=False,
+        )
+        # No byte may reach the new protocol before its connection_made.
+        transport.pause_reading()
+        transport.set_protocol(tls)
+        steps = [
+            self.call_soon(tls.connection_made, transport),
+            self.call_soon(transport.resume_reading),
+        ]
+        try:
+            await waiter
+        except BaseException:
+            transport.close()
+            for step in steps:
+                step.cancel()
+            raise
+        upgraded: asyncio.Transport = tls._app_transport
+        return upgraded
