@@ -262,7 +262,7 @@ def test_single_ticks_see_events_while_callbacks_are_ready(loop: tloop_py.GuestL
 @pytest.fixture(scope="module")
 def display() -> Iterator[str]:
     """An X server of our own."""
-    pytest.importorskip("tkinter", exc_type=ImportError, reason="this Python comes without Tk (python3-tk)")
+    pytest.importorskip("tkinter", exc_type=ImportError, reason="Python without Tk (python3-tk)")
     if not shutil.which("Xvfb"):
         pytest.skip("no X server to test with (xvfb)")
     server = subprocess.Popen(
