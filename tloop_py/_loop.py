@@ -24,6 +24,7 @@ from tloop_py._compat import STEP_TYPE
 from tloop_py._datagram import DatagramMixin
 from tloop_py._ffi import CAP_VIRTUAL, DATA, SIGNAL, create_loop, dead_loop, ffi, lib, oserror
 from tloop_py._outbox import Outbox
+from tloop_py._sendfile import SendfileMixin
 from tloop_py._server import ServerMixin
 from tloop_py._signals import SignalMixin
 from tloop_py._sock import SockMixin
@@ -73,7 +74,7 @@ class Handle(events.Handle):
         self._source_traceback = None
 
 
-class Loop(SockMixin, SignalMixin, ServerMixin, DatagramMixin, BaseLoop):
+class Loop(SockMixin, SendfileMixin, SignalMixin, ServerMixin, DatagramMixin, BaseLoop):
     """An asyncio event loop driven by tloop's C core.
 
     backend: "epoll", "poll" or "dummy" (virtual time: timers fire at once, in order, and

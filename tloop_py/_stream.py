@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import socket
 from asyncio import constants, protocols
+from asyncio.exceptions import SendfileNotAvailableError
 from typing import TYPE_CHECKING, Any
 
 from tloop_py import _addr
@@ -16,7 +18,7 @@ from tloop_py._transport import Transport, adopt
 
 if TYPE_CHECKING:
     from asyncio.base_events import Server
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 _write = lib.tl_stream_write  # looking it up through `lib` costs 40 ns a time
 _recv = lib.tl_stream_recv
@@ -33,7 +35,8 @@ class StreamTransport(Transport, asyncio.Transport):
     """
 
     __slots__ = (
-        "_buffered", "_empty_waiter", "_eof", "_held", "_like", "_outbox", "_pending", "_reading",
+        "_buffered", "_empty_waiter", "_eof", "_held", "_lent", "_like", "_outbox", "_pending",
+        "_reading",
     )  # fmt: skip
 
     _start_tls_compatible = True
@@ -59,6 +62,7 @@ class StreamTransport(Transport, asyncio.Transport):
         self._eof = False
         self._empty_waiter: asyncio.Future[None] | None = None
         self._held: list[bytes] = []  # received, but paused by an earlier callback of the tick
+        self._lent: socket.socket | None = None
         self._like = like
         self._outbox: Outbox = loop._outbox
         self._pending = 0  # bytes in the outbox
@@ -280,7 +284,7 @@ class StreamTransport(Transport, asyncio.Transport):
     def can_write_eof(self) -> bool:
         return True
 
-    # -- asyncio's sendfile() waits for an empty queue --------------------------------------------
+    # -- sendfile() waits for an empty queue, then sends by itself --------------------------------
 
     def _make_empty_waiter(self) -> asyncio.Future[None]:
         if self._empty_waiter is not None:
@@ -294,6 +298,23 @@ class StreamTransport(Transport, asyncio.Transport):
     def _reset_empty_waiter(self) -> None:
         self._empty_waiter = None
         self._unbar()
+
+    @contextlib.contextmanager
+    def _lend_socket(self) -> Iterator[socket.socket]:
+        """A duplicate of the socket, whose room can be waited for beside the C core's own waiting.
+        Raises ConnectionError when the transport has begun to close."""
+        if self._closing:
+            raise ConnectionError("Connection is closed by peer")
+        try:
+            sock = self.get_extra_info("socket").dup()
+        except OSError as exc:  # no descriptor left
+            raise SendfileNotAvailableError("the socket cannot be duplicated") from exc
+        with sock:
+            self._lent = sock
+            try:
+                yield sock
+            finally:
+                self._lent = None
 
     def _unbar(self) -> None:
         """May write() use the outbox again? The queue is empty."""
@@ -329,4 +350,8 @@ class StreamTransport(Transport, asyncio.Transport):
         super()._call_connection_lost(exc)
         waiter = self._empty_waiter
         if waiter is not None and not waiter.done():
-            waiter.set_exception(ConnectionError("Connection is closed by peer"))
+            lost = exc if isinstance(exc, OSError) else None
+            waiter.set_exception(lost or ConnectionError("Connection is closed by peer"))
+        if self._lent is not None:  # sendfile fails now, instead of keeping the connection open
+            with contextlib.suppress(OSError):
+                self._lent.shutdown(socket.SHUT_RDWR)

@@ -6,7 +6,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import asyncio
+    import socket
     from collections.abc import Callable, Generator
+
+
+class Selector:
+    """The loop's `_selector` to tests that ask it what is still watched; replaceable by a mock."""
+
+    def __init__(self, loop: Any = None) -> None:
+        self._loop = loop
+
+    def __get__(self, loop: Any, owner: type) -> Selector:
+        return Selector(loop)
+
+    def get_key(self, sock: socket.socket) -> Any:
+        return self._loop._descriptors[sock.fileno()]
 
 
 def stepping(loop_class: Any) -> type:

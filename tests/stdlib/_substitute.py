@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from tests.stdlib._stand_ins import stepping, with_generator
+from tests.stdlib._stand_ins import Selector, stepping, with_generator
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,8 +93,11 @@ class Substitution:
             namespace["LoopTests"] = self._one_class(module, namespace["SelectEventLoopTests"])
             for name in _PER_SELECTOR:
                 namespace.pop(name, None)
-        if "base_events" in namespace and not self.stock:
+        # The tests of sendfile mean asyncio's base loop: the one that has no native sendfile.
+        if "base_events" in namespace and "SendfileMixin" not in namespace and not self.stock:
             namespace["base_events"] = self._base_events()
+        if "SelectorEventLoopUnixSockSendfileTests" in namespace and not self.stock:
+            self.loop_class._selector = Selector()
         if "assert_python_ok" in namespace:
             namespace["assert_python_ok"] = self._in_children(namespace["assert_python_ok"])
 

@@ -1,0 +1,139 @@
+"""sendfile: from a file to a socket or a transport without passing through Python.
+
+When to fall back on reading and writing is decided by asyncio's base loop, which this extends by
+the native way; TLS transports always fall back.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import io
+import os
+import sys
+from asyncio.exceptions import SendfileNotAvailableError
+from typing import TYPE_CHECKING, Any
+
+from tloop_py._base import BaseLoop
+
+if TYPE_CHECKING:
+    import asyncio
+    import socket
+
+_MAX_PIECE = sys.maxsize // 2 + 1  # 1 GiB where a size has 32 bits
+
+
+class SendfileMixin(BaseLoop):
+    async def _sendfile_native(self, transp: Any, file: Any, offset: int, count: int | None) -> int:
+        waiter = transp._make_empty_waiter()  # from here on write() is refused
+        resume_reading = transp.is_reading()
+        transp.pause_reading()
+        try:
+            await waiter
+            with transp._lend_socket() as sock:
+                return await self.sock_sendfile(sock, file, offset, count, fallback=False)
+        finally:
+            transp._reset_empty_waiter()
+            if resume_reading:
+                transp.resume_reading()
+
+    async def _sock_sendfile_native(
+        self, sock: socket.socket, file: Any, offset: int, count: int | None
+    ) -> int:
+        if not hasattr(os, "sendfile"):
+            raise SendfileNotAvailableError("os.sendfile() is not available")
+        fileno, size = _number_and_size(file)
+        blocksize = count or size
+        if not blocksize:
+            return 0
+        self._ensure_fd_no_transport(sock)
+        future: asyncio.Future[int] = self.create_future()
+        self._sock_sendfile_native_impl(future, None, sock, fileno, offset, count, blocksize, 0)
+        return await future
+
+    def _sock_sendfile_native_impl(
+        self,
+        fut: asyncio.Future[int],
+        registered_fd: int | None,
+        sock: socket.socket,
+        fileno: int,
+        offset: int,
+        count: int | None,
+        blocksize: int,
+        total_sent: int,
+    ) -> None:
+        """Send one piece; the next when there is room, after others had their turn.
+
+        registered_fd: the descriptor whose writer this call is, None for the first call; offset and
+        total_sent: how far it is. CPython's tests know the name and the arguments.
+        """
+        left = count - total_sent if count else blocksize
+        sent: int | None = 0
+        try:
+            if left > 0 and not fut.cancelled():
+                sent = _send_piece(sock.fileno(), fileno, offset, min(left, _MAX_PIECE))
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            self._end_sendfile(registered_fd, fileno, offset, total_sent)
+            fut.set_exception(_failure(exc, registered_fd is None, total_sent))
+            return
+        if sent == 0:  # all is sent, or the file has ended before
+            self._end_sendfile(registered_fd, fileno, offset, total_sent)
+            if not fut.cancelled():
+                fut.set_result(total_sent)
+            return
+        if registered_fd is None:
+            fut.add_done_callback(functools.partial(self._stop_sendfile, sock))
+        offset, total_sent = offset + (sent or 0), total_sent + (sent or 0)
+        fd = sock.fileno()
+        self.add_writer(
+            fd, self._sock_sendfile_native_impl,
+            fut, fd, sock, fileno, offset, count, blocksize, total_sent,
+        )  # fmt: skip
+
+    def _end_sendfile(
+        self, registered_fd: int | None, fileno: int, offset: int, total_sent: int
+    ) -> None:
+        if registered_fd is not None:
+            self.remove_writer(registered_fd)
+        if total_sent > 0:  # the file's position is where sending has stopped
+            os.lseek(fileno, offset, os.SEEK_SET)
+
+    def _stop_sendfile(self, sock: socket.socket, fut: asyncio.Future[int]) -> None:
+        """As on asyncio the position of the file stays where it was."""
+        if fut.cancelled() and sock.fileno() != -1:
+            self.remove_writer(sock)
+
+
+def _number_and_size(file: Any) -> tuple[int, int]:
+    try:
+        fileno = file.fileno()
+    except (AttributeError, io.UnsupportedOperation):
+        raise SendfileNotAvailableError("not a regular file") from None
+    try:
+        return fileno, os.fstat(fileno).st_size
+    except OSError:
+        raise SendfileNotAvailableError("not a regular file") from None
+
+
+def _send_piece(out_fd: int, in_fd: int, offset: int, nbytes: int) -> int | None:
+    """How much the socket took; 0 at the end of the file, None when there is no room."""
+    try:
+        return os.sendfile(out_fd, in_fd, offset, nbytes)
+    except (BlockingIOError, InterruptedError):
+        return None
+
+
+def _failure(exc: BaseException, first: bool, total_sent: int) -> BaseException:
+    """What to raise: as long as nothing was sent the ordinary way may still work."""
+    if not isinstance(exc, OSError):
+        return exc
+    if total_sent == 0:
+        failure: Exception = SendfileNotAvailableError("os.sendfile call failed")
+    elif exc.errno == errno.ENOTCONN and not first and type(exc) is not ConnectionError:
+        failure = ConnectionError("socket is not connected", errno.ENOTCONN)
+    else:
+        return exc
+    failure.__cause__ = exc
+    return failure
