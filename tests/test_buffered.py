@@ -180,6 +180,16 @@ async def test_a_protocol_can_hand_over_inside_buffer_updated(loop: Loop) -> Non
         assert protocol.data == b"first"
 
 
+async def test_a_closed_stream_takes_another_protocol(loop: Loop) -> None:
+    async with connected(Recorder()) as (transport, protocol, _far):
+        transport.abort()
+        await until(lambda: protocol.lost)
+        for other in (Buffered(), Recorder()):
+            transport.set_protocol(other)
+            assert transport.get_protocol() is other
+            assert other.calls == []
+
+
 @pytest.mark.parametrize("action", ["close", "abort"])
 async def test_ending_in_buffer_updated(loop: Loop, action: str) -> None:
     class Ending(Buffered):

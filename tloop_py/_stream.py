@@ -89,7 +89,8 @@ class StreamTransport(Transport, asyncio.Transport):
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         tls = isinstance(protocol, SSLProtocol)
-        self._arena = self._loop._arena_view if tls else self._loop._arena
+        if self._loop is not None:  # else closed, and asyncio's sendfile() restores the protocol
+            self._arena = self._loop._arena_view if tls else self._loop._arena
         buffered = isinstance(protocol, protocols.BufferedProtocol) and not tls
         changed, self._buffered = buffered != self._buffered, buffered
         super().set_protocol(protocol)
