@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from loopkit import Loop, Recorder, connected, tcp_sockets, until
+from loopkit import Loop, Recorder, connected, tcp_sockets, turns, until
 
 pytestmark = pytest.mark.usefixtures("loop")
 
@@ -211,6 +211,31 @@ def test_an_fd_closed_while_watched_does_no_harm(loop: Loop) -> None:
         one_turn(loop)
         assert calls == (["closed", "new"] if uses_poll(loop) else ["new"])
         loop.remove_reader(number)
+
+
+async def test_a_reader_gets_no_event_of_the_socket_that_had_its_number_before(loop: Loop) -> None:
+    calls: list[str] = []
+    used, peer = tcp_sockets()
+    number = used.fileno()
+    receiving = loop.create_task(loop.sock_recv(used, 1))
+    await turns()
+    peer.send(b"x")
+    await receiving
+
+    def exchange() -> None:
+        used.close()
+        pairs.extend(socket.socketpair())
+        assert number in [sock.fileno() for sock in pairs]
+        loop.add_reader(number, calls.append, "though nothing was sent")
+
+    pairs: list[socket.socket] = []
+    loop.call_soon(exchange)
+    peer.send(b"for the closed socket, polled in the same tick")
+    await turns()
+    assert calls == []
+    loop.remove_reader(number)
+    for sock in (peer, *pairs):
+        sock.close()
 
 
 def test_a_duplicate_of_a_watched_fd_can_be_watched_too(loop: Loop, pair: Pair) -> None:

@@ -6,11 +6,12 @@ import asyncio
 import errno
 import socket
 import tempfile
+import weakref
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
-from loopkit import Loop, tcp_sockets, turns, until
+from loopkit import Loop, collect, tcp_sockets, turns, until
 
 pytestmark = pytest.mark.usefixtures("loop")
 
@@ -319,6 +320,19 @@ async def test_data_that_races_with_the_cancelling_is_not_lost(
         with pytest.raises(asyncio.CancelledError):
             await task
         assert await loop.sock_recv(near, 100) == b"x"
+
+
+@pytest.mark.parametrize("receive", RECEIVES)
+async def test_a_cancelled_receive_does_not_keep_the_socket(loop: Loop, receive: str) -> None:
+    near, far = tcp_sockets()
+    await cancelled(loop, RECEIVES[receive](loop, near))
+    alive = weakref.ref(near)
+    near.close()
+    del near
+    await turns()
+    collect()
+    assert alive() is None
+    far.close()
 
 
 async def test_a_cancelled_accept_takes_no_connection(loop: Loop) -> None:

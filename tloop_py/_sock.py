@@ -100,6 +100,11 @@ class _Descriptor(EventReceiver):
         if threading.get_ident() == self._loop._home_thread:
             self._loop._bury_sockets()
 
+    def is_outlived(self) -> bool:
+        """Does the number belong to another file by now, than the socket that was used here?"""
+        sock = self.sock() if self.sock is not None else None
+        return self.sock is not None and (sock is None or sock.fileno() != self.fd)
+
     def close(self) -> None:
         self.gone = True
         self.sock = None
@@ -108,16 +113,30 @@ class _Descriptor(EventReceiver):
 
     # -- operations -------------------------------------------------------------------------------
 
-    def wait(
-        self, write: bool, attempt: Callable[[Any], Any], argument: Any = None
-    ) -> asyncio.Future[Any]:
+    async def wait(self, write: bool, attempt: Callable[[Any], Any], argument: Any = None) -> Any:
+        """The result of attempt(argument), tried whenever the kernel reports the descriptor."""
+        ops = self.writes if write else self.reads
         future: asyncio.Future[Any] = self._loop.create_future()
-        (self.writes if write else self.reads).append((future, attempt, argument))
+        ops.append((future, attempt, argument))
         if not self.mask & EDGE:
             self.watch()
         if not self._edge:
             lib.tl_poll_rearm(self._c, self.handle, WRITE if write else READ)
-        return future
+        try:
+            return await future
+        except BaseException:
+            self._drop(ops, future)
+            raise
+        finally:
+            del future  # the traceback of its exception keeps this frame: break the cycle
+
+    @staticmethod
+    def _drop(ops: collections.deque[_Op], future: asyncio.Future[Any]) -> None:
+        """Forget a cancelled operation: until the next event it would keep the socket alive."""
+        for op in ops:
+            if op[0] is future:
+                ops.remove(op)
+                return
 
     def _event(self, kind: int, mask: int, offset: int) -> None:
         if mask & HUP:
@@ -286,6 +305,9 @@ class SockMixin(BaseLoop):
 
     def _entry(self, fd: int) -> _Descriptor:
         entry = self._descriptors.get(fd)
+        if entry is not None and entry.is_outlived():
+            self._forget_descriptor(fd)  # with the events that are on their way
+            entry = None
         if entry is None:
             self._descriptors[fd] = entry = _Descriptor(self, fd)
         return entry
