@@ -11,7 +11,7 @@ from asyncio.exceptions import SendfileNotAvailableError
 from typing import TYPE_CHECKING, Any
 
 from tloop_py import _addr
-from tloop_py._ffi import DATA, DRAIN, EOF, KEEP_FD, READABLE, WRITE, ffi, lib, oserror
+from tloop_py._ffi import DATA, DRAIN, EOF, ERROR, KEEP_FD, WRITE, ffi, lib, oserror
 from tloop_py._outbox import BATCH, SMALL, Outbox
 from tloop_py._ssl import SSLProtocol
 from tloop_py._transport import Transport, adopt
@@ -61,7 +61,8 @@ class StreamTransport(Transport, asyncio.Transport):
         self._reading = False  # has reading begun?
         self._eof = False
         self._empty_waiter: asyncio.Future[None] | None = None
-        self._held: list[bytes] = []  # received, but paused by an earlier callback of the tick
+        # Received, but the stream was paused, or the protocol changed, earlier in the tick.
+        self._held: list[memoryview] = []
         self._lent: socket.socket | None = None
         self._like = like
         self._outbox: Outbox = loop._outbox
@@ -94,9 +95,12 @@ class StreamTransport(Transport, asyncio.Transport):
         buffered = isinstance(protocol, protocols.BufferedProtocol) and not tls
         changed, self._buffered = buffered != self._buffered, buffered
         super().set_protocol(protocol)
-        self._plain = not buffered and self.is_reading()
+        self._choose_way()
         if changed and self._reading and self.is_reading():
             self._read_on()
+
+    def _choose_way(self) -> None:
+        self._plain = not self._buffered and not self._held and self.is_reading()
 
     def _read_on(self) -> None:
         start = lib.tl_stream_read_notify if self._buffered else lib.tl_stream_read_start
@@ -126,7 +130,7 @@ class StreamTransport(Transport, asyncio.Transport):
         if self._closing or not self._paused:
             return
         self._paused = False
-        self._plain = not self._buffered
+        self._choose_way()
         if not self._reading:
             return
         self._take_events()
@@ -136,71 +140,106 @@ class StreamTransport(Transport, asyncio.Transport):
 
     def _event(self, kind: int, result: int, offset: int) -> None:
         if kind == DATA:
-            if self._closing:
-                return
-            data = self._arena[offset : offset + result]
-            if self._paused:
-                self._held.append(bytes(data))
-            else:
-                self._received(data)
+            if self._plain:
+                self._received(self._arena[offset : offset + result])
+            elif not self._closing:
+                self._hold(bytes(self._arena[offset : offset + result]))
         elif kind == DRAIN:
             self._drained()
-        elif self._closing and kind in (READABLE, EOF):
-            return
-        elif kind == READABLE:
-            if not self._paused:
-                self._receive_into()
-        elif kind == EOF:
-            # When paused: the end of file is still there after resuming.
-            if not self._paused:
-                self._received_eof()
-        elif offset == WRITE:
+        elif kind == ERROR and offset == WRITE:
             self._fatal_error(oserror(result), _WRITE_FAILED)
-        elif not self._paused:  # else the C core remembers it, and resuming tells
-            self._fatal_error(oserror(result), _READ_FAILED)
+        else:
+            if self._held:
+                self._deliver_held()
+            # When paused the C core remembers, and resuming tells; so it does when the protocol has
+            # just changed to one without a buffer.
+            if not self.is_reading():
+                return
+            if kind == EOF:
+                self._received_eof()
+            elif kind == ERROR:
+                self._fatal_error(oserror(result), _READ_FAILED)
+            elif self._buffered:
+                self._receive_into()
 
     def _event_failed(self, exc: BaseException) -> None:
         self._fatal_error(exc, "Fatal error: protocol.data_received() call failed.")
 
     def _received(self, data: bytes) -> None:
         try:
-            if self._buffered:  # the protocol has changed since the data came
-                protocols._feed_data_to_buffered_proto(self._protocol, data)  # type: ignore[attr-defined]
-            else:
-                self._protocol.data_received(data)
+            self._protocol.data_received(data)
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as exc:
             self._event_failed(exc)
 
+    def _hold(self, data: bytes) -> None:
+        self._held.append(memoryview(data))
+        self._deliver_held()
+
     def _deliver_held(self) -> None:
+        """Give what is held to whoever reads now, as if it came from the kernel."""
         while self._held and self.is_reading():
-            self._received(self._held.pop(0))
+            if self._buffered:
+                self._fill_buffer()
+            else:
+                self._received(bytes(self._held.pop(0)))
+        self._choose_way()
+
+    def _fill_buffer(self) -> None:
+        lent = self._lend_buffer()
+        if lent is None:
+            return
+        data = self._held.pop(0) if self._held else memoryview(b"")  # get_buffer() may have closed
+        size = min(len(lent), len(data))
+        ffi.memmove(lent, data, size)
+        ffi.release(lent)
+        if size < len(data):
+            self._held.insert(0, data[size:])
+        if size:
+            self._buffer_updated(size)
 
     def _receive_into(self) -> None:
-        try:
-            buf = self._protocol.get_buffer(-1)
-            if not len(buf):
-                raise RuntimeError("get_buffer() returned an empty buffer")
-            view = ffi.from_buffer(buf, require_writable=True)
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as exc:
-            self._fatal_error(exc, "Fatal error: protocol.get_buffer() call failed.")
+        lent = self._lend_buffer()
+        if lent is None:
             return
-        n = _recv(self._c, self._handle, view, len(view))
-        ffi.release(view)
+        n = _recv(self._c, self._handle, lent, len(lent))
+        ffi.release(lent)
         if n > 0:
-            try:
-                self._protocol.buffer_updated(n)
-            except (SystemExit, KeyboardInterrupt):
-                raise
-            except BaseException as exc:
-                self._fatal_error(exc, "Fatal error: protocol.buffer_updated() call failed.")
+            self._buffer_updated(n)
         elif n == 0:
             self._received_eof()
         elif n != _EAGAIN:
             self._fatal_error(oserror(n), _READ_FAILED)
+
+    def _lend_buffer(self) -> Any:
+        """The memory of the protocol's buffer, to be released; None when that was a fatal error."""
+        try:
+            buf = self._protocol.get_buffer(-1)
+            if not len(buf):
+                raise RuntimeError("get_buffer() returned an empty buffer")
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            self._fatal_error(exc, "Fatal error: protocol.get_buffer() call failed.")
+            return None
+        try:
+            return ffi.from_buffer(buf, require_writable=True)
+        except (TypeError, ValueError, BufferError):
+            kind = type(buf).__name__
+            failure = TypeError(
+                f"get_buffer() must return a read-write bytes-like object, not {kind}"
+            )
+            self._fatal_error(failure, _READ_FAILED)
+            return None
+
+    def _buffer_updated(self, nbytes: int) -> None:
+        try:
+            self._protocol.buffer_updated(nbytes)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            self._fatal_error(exc, "Fatal error: protocol.buffer_updated() call failed.")
 
     def _received_eof(self) -> None:
         try:
