@@ -7,6 +7,7 @@ import gc
 import inspect
 import logging
 import os
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import cast
@@ -24,6 +25,7 @@ from loopkit import (
     selected_loops,
     turns,
 )
+from tlskit import client_context, server_context
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -142,6 +144,16 @@ def loop(loop_factory: LoopFactory, nothing_left_behind: None) -> Iterator[Loop]
     yield loop
     if not loop.is_closed():
         close_clean(loop, idle)
+
+
+@pytest.fixture
+def server_tls() -> ssl.SSLContext:
+    return server_context()
+
+
+@pytest.fixture
+def client_tls() -> ssl.SSLContext:
+    return client_context()
 
 
 def close_clean(loop: Loop, idle: int) -> None:

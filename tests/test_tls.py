@@ -1,70 +1,24 @@
-"""TLS through the interpreter's own ssl module: any ssl.SSLContext works on the loop."""
+"""TLS through the interpreter's own ssl module: connecting, names, what is known of a session.
+
+Any ssl.SSLContext works on the loop. Certificates, flow of data, ends of connections and upgrades
+have files of their own: test_tls_*.py, test_start_tls.py.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import socket
 import ssl
+import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from loopkit import HERE, Echo, Loop, Recorder, listening, turns, until, warnings_seen
+from loopkit import Echo, Loop, Recorder, end_of, listening, turns, until, warnings_seen
+from tlskit import CLIENT_NAME, NAME, VERSIONS, Peer, only, server_context, tls_pair
 
 pytestmark = pytest.mark.usefixtures("loop")
-
-NAME = "server.example"
-CERTIFICATES = HERE / "tls"  # made by tls/make_certificates.py
-
-
-def trust_authority(context: ssl.SSLContext) -> None:
-    context.load_verify_locations(CERTIFICATES / "authority.pem")
-
-
-@pytest.fixture
-def server_tls() -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(CERTIFICATES / "server.pem")
-    return context
-
-
-@pytest.fixture
-def client_tls() -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    trust_authority(context)
-    return context
-
-
-@asynccontextmanager
-async def tls_pair(
-    server_tls: ssl.SSLContext,
-    client_tls: ssl.SSLContext,
-    factory: Callable[[], Recorder] = Echo,
-) -> AsyncIterator[tuple[Any, Any, Any]]:
-    """A client transport, its protocol, and the server's protocol."""
-    loop = asyncio.get_running_loop()
-    accepted: list[Recorder] = []
-
-    def accept() -> Recorder:
-        accepted.append(factory())
-        return accepted[-1]
-
-    async with listening(accept, ssl=server_tls) as address:
-        transport, client = await loop.create_connection(
-            Recorder, *address, ssl=client_tls, server_hostname=NAME
-        )
-        await until(lambda: accepted and accepted[0].transport)
-        try:
-            yield transport, client, accepted[0]
-        finally:
-            transport.abort()
-            accepted[0].transport.abort()
-            await until(lambda: client.lost and accepted[0].lost)
-            await turns(10)
 
 
 async def test_echo_over_tls(
@@ -75,42 +29,10 @@ async def test_echo_over_tls(
         transport.write(b"hello")
         assert await client.received(5) == b"hello"
         transport.close()
-        await until(lambda: client.lost and server.lost)
+        await end_of(client, server)
         for protocol in (client, server):  # the peer's close_notify may be seen, as EOF
             assert protocol.calls in (["made", "data", "lost"], ["made", "data", "eof", "lost"])
         assert client.error is None
-
-
-@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-async def test_extra_info_describes_the_session(
-    loop: Loop,
-    server_tls: ssl.SSLContext,
-    client_tls: ssl.SSLContext,
-    version: ssl.TLSVersion,
-) -> None:
-    client_tls.minimum_version = client_tls.maximum_version = version
-    async with tls_pair(server_tls, client_tls) as (transport, client, _):
-        transport.write(b"x")
-        await client.received(1)
-        assert isinstance(transport.get_extra_info("ssl_object"), ssl.SSLObject)
-        assert transport.get_extra_info("ssl_object").version() == version.name.replace("_", ".")
-        assert transport.get_extra_info("sslcontext") is client_tls
-        assert transport.get_extra_info("cipher")[2] >= 128
-        assert transport.get_extra_info("compression") is None
-        names = transport.get_extra_info("peercert")["subjectAltName"]
-        assert ("DNS", NAME) in names
-        assert transport.get_extra_info("peername")
-        assert isinstance(transport.get_extra_info("socket"), asyncio.trsock.TransportSocket)
-
-
-async def test_alpn_is_negotiated(
-    loop: Loop, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
-) -> None:
-    server_tls.set_alpn_protocols(["h2", "http/1.1"])
-    client_tls.set_alpn_protocols(["http/1.1"])
-    async with tls_pair(server_tls, client_tls) as (transport, _, server):
-        for side in (transport, server.transport):
-            assert side.get_extra_info("ssl_object").selected_alpn_protocol() == "http/1.1"
 
 
 async def test_streams_over_tls(
@@ -134,265 +56,38 @@ async def test_streams_over_tls(
     await turns(10)
 
 
-async def test_a_large_transfer_both_ways(
+async def test_a_connected_socket_is_secured(
     loop: Loop, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
-    block = bytes(range(256)) * 256
-    async with tls_pair(server_tls, client_tls) as (transport, client, _):
-        for _ in range(80):
-            transport.write(block)
-        received = await client.received(80 * len(block))
-        assert hashlib.sha256(received).digest() == hashlib.sha256(block * 80).digest()
-
-
-async def test_writes_are_flow_controlled(
-    loop: Loop, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
-) -> None:
-    async with tls_pair(server_tls, client_tls, Recorder) as (transport, client, server):
-        server.transport.pause_reading()
-        for _ in range(100):
-            transport.write(b"x" * 100_000)
-        await until(lambda: "pause" in client.calls)
-        server.transport.resume_reading()
-        await server.received(10_000_000)
-        await until(lambda: client.calls[-1] == "resume")
-
-
-async def test_close_sends_all_that_was_written(
-    loop: Loop, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
-) -> None:
-    async with tls_pair(server_tls, client_tls, Recorder) as (transport, client, server):
-        transport.write(b"x" * 2_000_000)
+    async with listening(Echo, ssl=server_tls) as address:
+        transport, client = await loop.create_connection(
+            Recorder, sock=socket.create_connection(address), ssl=client_tls, server_hostname=NAME
+        )
+        transport.write(b"hello")
+        assert await client.received(5) == b"hello"
         transport.close()
-        await until(lambda: server.lost and client.lost)
-        assert server.data == b"x" * 2_000_000
-        assert server.calls == ["made", "data", "eof", "lost"]
-        assert client.error is None
-
-
-async def test_abort_ends_at_once(
-    loop: Loop, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
-) -> None:
-    async with tls_pair(server_tls, client_tls, Recorder) as (transport, client, server):
-        transport.abort()
-        await until(lambda: server.lost and client.lost)
-        assert client.calls == ["made", "lost"]
-
-
-async def test_an_untrusted_certificate_is_refused(loop: Loop, server_tls: ssl.SSLContext) -> None:
-    stranger = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    async with listening(Recorder, ssl=server_tls) as address:
-        with pytest.raises(ssl.SSLCertVerificationError):
-            await loop.create_connection(Recorder, *address, ssl=stranger, server_hostname=NAME)
-        await turns(20)
-
-
-async def test_a_certificate_for_another_name_is_refused(
-    loop: Loop, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
-) -> None:
-    async with listening(Recorder, ssl=server_tls) as address:
-        with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):
-            await loop.create_connection(
-                Recorder, *address, ssl=client_tls, server_hostname="other.example"
-            )
-        await turns(20)
-
-
-async def test_client_certificates_are_asked_for_and_shown(
-    loop: Loop,
-    server_tls: ssl.SSLContext,
-    client_tls: ssl.SSLContext,
-) -> None:
-    server_tls.verify_mode = ssl.CERT_REQUIRED
-    trust_authority(server_tls)
-    client_tls.load_cert_chain(CERTIFICATES / "client.pem")
-    async with tls_pair(server_tls, client_tls) as (_, _, server):
-        names = server.transport.get_extra_info("peercert")["subjectAltName"]
-        assert names == (("DNS", "client.example"),)
-
-
-async def test_the_server_chooses_by_name(
-    loop: Loop,
-    server_tls: ssl.SSLContext,
-    client_tls: ssl.SSLContext,
-) -> None:
-    asked: list[str | None] = []
-
-    def choose(_: ssl.SSLObject, name: str | None, __: ssl.SSLContext) -> None:
-        asked.append(name)
-
-    server_tls.sni_callback = choose
-    async with tls_pair(server_tls, client_tls):
-        assert asked == [NAME]
-
-
-async def test_a_peer_that_does_not_speak_tls_fails_the_handshake(
-    loop: Loop, client_tls: ssl.SSLContext
-) -> None:
-    class Rude(Recorder):
-        def connection_made(self, transport: asyncio.BaseTransport) -> None:
-            super().connection_made(transport)
-            self.transport.write(b"this is no TLS record, not by far")
-
-    async with listening(Rude) as address:
-        with pytest.raises(ssl.SSLError):
-            await loop.create_connection(Recorder, *address, ssl=client_tls, server_hostname=NAME)
-        await turns(20)
-
-
-async def test_a_peer_that_hangs_up_fails_the_handshake(
-    loop: Loop, client_tls: ssl.SSLContext
-) -> None:
-    class Short(Recorder):
-        def connection_made(self, transport: asyncio.BaseTransport) -> None:
-            super().connection_made(transport)
-            self.transport.close()
-
-    async with listening(Short) as address:
-        with pytest.raises(ConnectionError):
-            await loop.create_connection(Recorder, *address, ssl=client_tls, server_hostname=NAME)
-        await turns(20)
-
-
-async def test_the_handshake_times_out(loop: Loop, client_tls: ssl.SSLContext) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        with pytest.raises(ConnectionAbortedError, match="handshake is taking longer"):
-            await loop.create_connection(
-                Recorder,
-                *silent.getsockname(),
-                ssl=client_tls,
-                server_hostname=NAME,
-                ssl_handshake_timeout=0.01,
-            )
+        await end_of(client)
         await turns(10)
 
 
-async def test_cancelling_a_handshake_leaves_nothing(
-    loop: Loop, client_tls: ssl.SSLContext
+async def test_an_accepted_socket_is_secured(
+    loop: Loop, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
-    """B4"""
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        connecting = loop.create_task(
-            loop.create_connection(
-                Recorder, *silent.getsockname(), ssl=client_tls, server_hostname=NAME
-            )
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        far = socket.create_connection(listener.getsockname())
+        near, _ = listener.accept()
+    with far:
+        far.setblocking(False)
+        peer = Peer(far, client_tls, server_hostname=NAME)
+        (transport, echo), _ = await asyncio.gather(
+            loop.connect_accepted_socket(Echo, near, ssl=server_tls), peer.handshake()
         )
-        far, _ = await loop.run_in_executor(None, silent.accept)
-        with far:
-            connecting.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await connecting
-            await turns(10)
-
-
-class Upgrading(Recorder):
-    """Answers the first line, then turns to TLS and echoes."""
-
-    def __init__(self, tls: ssl.SSLContext) -> None:
-        super().__init__()
-        self.tls = tls
-        self.inner = Echo()
-        self.upgrade: asyncio.Task[None] | None = None
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        self.transport.write(b"go ahead")
-        self.upgrade = asyncio.get_running_loop().create_task(self.start_tls())
-
-    async def start_tls(self) -> None:
-        loop = asyncio.get_running_loop()
-        transport = await loop.start_tls(self.transport, self.inner, self.tls, server_side=True)
-        assert transport is not None
-        self.inner.connection_made(transport)
-        transport.write(b"welcome")  # from now on we are ready to answer
-
-
-async def test_start_tls_upgrades_both_sides(
-    loop: Loop, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
-) -> None:
-    servers: list[Upgrading] = []
-
-    def factory() -> Upgrading:
-        servers.append(Upgrading(server_tls))
-        return servers[-1]
-
-    async with listening(factory) as address:
-        plain, client = await loop.create_connection(Recorder, *address)
-        plain.write(b"start tls, please")
-        assert await client.received(8) == b"go ahead"
-        inner = Recorder()
-        transport: Any = await loop.start_tls(plain, inner, client_tls, server_hostname=NAME)
-        inner.connection_made(transport)
-        await inner.received(7)
-        transport.write(b"secret" * 10_000)
-        assert await inner.received(60_007) == b"welcome" + b"secret" * 10_000
-        assert transport.get_extra_info("peercert")
+        await peer.write(b"hello")
+        assert await peer.read(5) == b"hello"
+        assert transport.get_extra_info("sslcontext") is server_tls
         transport.close()
-        await until(lambda: inner.lost and servers[0].inner.lost)
-        assert servers[0].upgrade is not None
-        await servers[0].upgrade
-
-
-async def test_stream_writers_start_tls(
-    loop: Loop, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
-) -> None:
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readline()
-        writer.write(b"ready\n")
-        await writer.drain()
-        await writer.start_tls(server_tls)
-        writer.write((await reader.readline()).upper())
-        await writer.drain()
-        writer.close()
-        await writer.wait_closed()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
-    writer.write(b"STARTTLS\n")
-    assert await reader.readline() == b"ready\n"
-    await writer.start_tls(client_tls, server_hostname=NAME)
-    writer.write(b"hello\n")
-    assert await reader.readline() == b"HELLO\n"
-    writer.close()
-    await writer.wait_closed()
-    server.close()
-    await turns(10)
-
-
-async def test_start_tls_wants_a_context(loop: Loop) -> None:
-    async with listening(Recorder) as address:
-        transport, client = await loop.create_connection(Recorder, *address)
-        with pytest.raises(TypeError, match="SSLContext"):
-            await loop.start_tls(transport, client, True)  # type: ignore[arg-type]
-        transport.abort()
-        await until(lambda: client.lost)
-        await turns(10)
-
-
-async def test_tls_in_tls(
-    loop: Loop, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
-) -> None:
-    servers: list[Upgrading] = []
-
-    def factory() -> Upgrading:
-        servers.append(Upgrading(server_tls))
-        return servers[-1]
-
-    async with listening(factory, ssl=server_tls) as address:
-        outer, client = await loop.create_connection(
-            Recorder, *address, ssl=client_tls, server_hostname=NAME
-        )
-        outer.write(b"again")
-        assert await client.received(8) == b"go ahead"
-        inner = Recorder()
-        transport: Any = await loop.start_tls(outer, inner, client_tls, server_hostname=NAME)
-        inner.connection_made(transport)
-        await inner.received(7)
-        transport.write(b", deep")
-        assert await inner.received(13) == b"welcome, deep"
-        transport.close()
-        await until(lambda: inner.lost and servers[0].inner.lost)
-        await turns(20)
+        await peer.close_notify()
+        await end_of(echo)
 
 
 async def test_tls_over_unix_sockets(
@@ -410,12 +105,185 @@ async def test_tls_over_unix_sockets(
         transport, client = await loop.create_unix_connection(
             Recorder, path, ssl=client_tls, server_hostname=NAME
         )
-        transport.write(b"hello")
-        assert await client.received(5) == b"hello"
+        transport.write(b"hello" * 200_000)
+        assert await client.received(1_000_000) == b"hello" * 200_000
+        assert transport.get_extra_info("peername") == path
+        assert ("DNS", NAME) in transport.get_extra_info("peercert")["subjectAltName"]
+        assert echoes[0].transport.get_extra_info("sockname") == path
         transport.close()
-        await until(lambda: client.lost and echoes[0].lost)
+        await end_of(client, *echoes)
         server.close()
         await turns(10)
+
+
+# -- what is known of a session --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_extra_info_describes_the_session(
+    loop: Loop,
+    server_tls: ssl.SSLContext,
+    client_tls: ssl.SSLContext,
+    version: ssl.TLSVersion,
+) -> None:
+    only(version, client_tls)
+    async with tls_pair(server_tls, client_tls) as (transport, client, server):
+        transport.write(b"x")
+        await client.received(1)
+        for side, context in ((transport, client_tls), (server.transport, server_tls)):
+            ask = side.get_extra_info
+            assert isinstance(ask("ssl_object"), ssl.SSLObject)
+            assert ask("ssl_object").version() == version.name.replace("_", ".")
+            assert ask("sslcontext") is context
+            assert ask("cipher") == ask("ssl_object").cipher()
+            assert ask("cipher")[2] >= 128
+            assert ask("compression", "unknown") is None
+            assert isinstance(ask("socket"), asyncio.trsock.TransportSocket)
+            assert ask("no such thing") is None
+            assert ask("no such thing", 1) == 1
+        assert ("DNS", NAME) in transport.get_extra_info("peercert")["subjectAltName"]
+        assert not server.transport.get_extra_info("peercert")
+        for name, other in (("peername", "sockname"), ("sockname", "peername")):
+            assert transport.get_extra_info(name) == server.transport.get_extra_info(other)
+
+
+async def test_what_is_known_after_the_end(
+    loop: Loop, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    """The session is still told, the connection no more."""
+    async with tls_pair(server_tls, client_tls) as (transport, client, _):
+        transport.close()
+        assert transport.get_extra_info("peername")
+        await end_of(client)
+        for name in ("peercert", "cipher", "ssl_object"):
+            assert transport.get_extra_info(name)
+        assert transport.get_extra_info("sslcontext") is client_tls
+        for name in ("socket", "peername", "sockname"):
+            assert transport.get_extra_info(name, "gone") == "gone"
+
+
+@pytest.mark.parametrize(
+    ("offered", "supported", "selected"),
+    [
+        (["http/1.1"], ["h2", "http/1.1"], "http/1.1"),
+        (["http/1.1", "h2"], ["h2", "http/1.1"], "h2"),  # the server's order counts
+        (["http/1.1"], ["h2"], None),
+        ([], ["h2"], None),
+    ],
+)
+async def test_alpn_is_negotiated(
+    loop: Loop,
+    server_tls: ssl.SSLContext,
+    client_tls: ssl.SSLContext,
+    offered: list[str],
+    supported: list[str],
+    selected: str | None,
+) -> None:
+    server_tls.set_alpn_protocols(supported)
+    if offered:
+        client_tls.set_alpn_protocols(offered)
+    async with tls_pair(server_tls, client_tls) as (transport, _, server):
+        for side in (transport, server.transport):
+            assert side.get_extra_info("ssl_object").selected_alpn_protocol() == selected
+
+
+async def test_versions_without_overlap_are_refused(
+    loop: Loop, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    only(VERSIONS[0], server_tls)
+    only(VERSIONS[1], client_tls)
+    async with listening(Recorder, ssl=server_tls) as address:
+        with pytest.raises((ssl.SSLError, ConnectionResetError)):
+            await loop.create_connection(Recorder, *address, ssl=client_tls, server_hostname=NAME)
+        await turns(20)
+
+
+# -- names -----------------------------------------------------------------------------------------
+
+
+async def test_the_server_hears_the_name_and_chooses_the_certificate(
+    loop: Loop, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    other = server_context("client.pem")
+    asked: list[tuple[str | None, bool]] = []
+
+    def choose(tls: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
+        asked.append((name, context is server_tls))
+        if name == CLIENT_NAME:
+            tls.context = other
+
+    server_tls.sni_callback = choose
+    async with listening(Recorder, ssl=server_tls) as address:
+        for name in (NAME, CLIENT_NAME):
+            transport, client = await loop.create_connection(
+                Recorder, *address, ssl=client_tls, server_hostname=name
+            )
+            names = transport.get_extra_info("peercert")["subjectAltName"]
+            assert names == (("DNS", name),)
+            transport.abort()
+            await end_of(client)
+        await turns(20)
+    assert asked == [(NAME, True), (CLIENT_NAME, True)]
+
+
+async def test_the_server_may_refuse_a_name(
+    loop: Loop, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    def refuse(*_: object) -> int:
+        return ssl.AlertDescription.ALERT_DESCRIPTION_UNRECOGNIZED_NAME
+
+    server_tls.sni_callback = refuse
+    async with listening(Recorder, ssl=server_tls) as address:
+        with pytest.raises((ssl.SSLError, ConnectionResetError)):
+            await loop.create_connection(Recorder, *address, ssl=client_tls, server_hostname=NAME)
+        await turns(20)
+
+
+async def test_a_certificate_for_another_name_is_refused(
+    loop: Loop, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    async with listening(Recorder, ssl=server_tls) as address:
+        for name, why in (("other.example", "Hostname"), ("127.0.0.1", "IP address")):
+            with pytest.raises(ssl.SSLCertVerificationError, match=f"{why} mismatch"):
+                await loop.create_connection(
+                    Recorder, *address, ssl=client_tls, server_hostname=name
+                )
+        with pytest.raises(ssl.SSLCertVerificationError, match="IP address mismatch"):
+            await loop.create_connection(Recorder, *address, ssl=client_tls)  # the host is the name
+        await turns(20)
+
+
+async def test_an_empty_name_is_not_checked_nor_told(
+    loop: Loop, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    """asyncio's documented way around the check of names."""
+    asked: list[str | None] = []
+    server_tls.sni_callback = lambda tls, name, context: asked.append(name)
+    async with listening(Recorder, ssl=server_tls) as address:
+        transport, client = await loop.create_connection(
+            Recorder, *address, ssl=client_tls, server_hostname=""
+        )
+        assert transport.get_extra_info("peercert")
+        transport.abort()
+        await end_of(client)
+        await turns(20)
+    assert asked == [None]
+
+
+async def test_a_name_goes_with_tls_and_tls_with_a_name(
+    loop: Loop, client_tls: ssl.SSLContext
+) -> None:
+    with pytest.raises(ValueError, match="server_hostname is only meaningful with ssl"):
+        await loop.create_connection(Recorder, "127.0.0.1", 1, server_hostname=NAME)
+    with pytest.raises(ValueError, match="server_hostname is only meaningful with ssl"):
+        await loop.create_unix_connection(Recorder, "/nowhere", server_hostname=NAME)
+    with pytest.raises(ValueError, match="you have to pass server_hostname when using ssl"):
+        await loop.create_unix_connection(Recorder, "/nowhere", ssl=client_tls)
+    with socket.socket() as sock, pytest.raises(ValueError, match="You must set server_hostname"):
+        await loop.create_connection(Recorder, sock=sock, ssl=client_tls)
+
+
+# -- what is refused -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ssl_argument", ["text", 1])
@@ -426,3 +294,124 @@ async def test_what_is_no_context_is_refused(loop: Loop, ssl_argument: Any) -> N
         await turns(20)
     with pytest.raises(TypeError, match="SSLContext"):
         await loop.create_server(Recorder, "127.0.0.1", 0, ssl=True)
+    with pytest.raises(TypeError, match="SSLContext"):
+        await loop.create_unix_server(Recorder, "/nowhere/sock", ssl=True)  # type: ignore[arg-type]
+
+
+TIMEOUTS = ["ssl_handshake_timeout", "ssl_shutdown_timeout"]
+
+
+@pytest.mark.parametrize("name", TIMEOUTS)
+@pytest.mark.parametrize("value", [0, -1, -0.5])
+async def test_time_outs_are_positive(
+    loop: Loop, client_tls: ssl.SSLContext, name: str, value: float
+) -> None:
+    async with listening(Recorder) as address:
+        with warnings_seen(), pytest.raises(ValueError, match=f"{name} should be a positive"):
+            await loop.create_connection(
+                Recorder,
+                *address,
+                ssl=client_tls,
+                server_hostname=NAME,
+                **{name: value},  # type: ignore[arg-type]
+            )
+        await turns(20)
+
+
+@pytest.mark.parametrize("name", TIMEOUTS)
+async def test_time_outs_go_with_tls(loop: Loop, name: str) -> None:
+    timeout: Any = {name: 1}
+    refused = pytest.raises(ValueError, match=f"{name} is only meaningful with ssl")
+    with refused:
+        await loop.create_connection(Recorder, "127.0.0.1", 1, **timeout)
+    with refused:
+        await loop.create_server(Recorder, "127.0.0.1", 0, **timeout)
+    with refused:
+        await loop.create_unix_connection(Recorder, "/nowhere", **timeout)
+    with refused:
+        await loop.create_unix_server(Recorder, "/nowhere", **timeout)
+    with socket.socket() as sock, refused:
+        await loop.connect_accepted_socket(Recorder, sock, **timeout)
+
+
+@pytest.mark.parametrize("name", TIMEOUTS)
+async def test_a_server_with_a_bad_time_out_accepts_nobody(
+    loop: Loop, server_tls: ssl.SSLContext, name: str
+) -> None:
+    """Told in debug mode only: asyncio finds out when a connection comes."""
+    told: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda _, context: told.append(context))
+    loop.set_debug(True)
+    timeout: Any = {name: 0}
+    with warnings_seen():  # asyncio leaves the socket to the garbage collector
+        async with listening(Recorder, ssl=server_tls, **timeout) as address:
+            with socket.create_connection(address):
+                await until(lambda: told)
+        [context] = told
+        assert context["message"] == "Error on transport creation for incoming connection"
+        assert isinstance(context["exception"], ValueError)
+        assert isinstance(context["protocol"], Recorder)
+        assert "transport" not in context
+        told.clear()
+        context.clear()
+        await turns(10)
+
+
+async def test_half_close_does_not_exist(
+    loop: Loop, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    async with tls_pair(server_tls, client_tls) as (transport, _, server):
+        for side in (transport, server.transport):
+            assert side.can_write_eof() is False
+            with pytest.raises(NotImplementedError):
+                side.write_eof()
+
+
+@pytest.mark.parametrize("data", ["text", None, 1, [1]])
+async def test_only_bytes_can_be_written(
+    loop: Loop, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext, data: Any
+) -> None:
+    async with tls_pair(server_tls, client_tls) as (transport, client, _):
+        with pytest.raises(TypeError, match="expecting a bytes-like instance"):
+            transport.write(data)
+        for part in (b"ab", bytearray(b"cd"), memoryview(b"ef"), b""):
+            transport.write(part)
+        transport.writelines([b"g", bytearray(b"h"), memoryview(b"i")])
+        assert await client.received(9) == b"abcdefghi"
+
+
+async def test_files_go_through_tls_in_pieces(
+    loop: Loop, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext, tmp_path: Path
+) -> None:
+    """There is no native way: without a fallback it is an error."""
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 100_000)
+    async with tls_pair(server_tls, client_tls) as (transport, client, _):
+        with path.open("rb") as file:
+            assert await loop.sendfile(transport, file, 1000) == 99_000
+            assert await client.received(99_000) == b"x" * 99_000
+            with pytest.raises(RuntimeError, match="fallback is disabled"):
+                await loop.sendfile(transport, file, fallback=False)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="new in Python 3.13")
+@pytest.mark.parametrize("method", ["close_clients", "abort_clients"])
+async def test_a_server_ends_its_tls_clients(
+    loop: Loop, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext, method: str
+) -> None:
+    made: list[Recorder] = []
+
+    def factory() -> Recorder:
+        made.append(Recorder())
+        return made[-1]
+
+    server = await loop.create_server(factory, "127.0.0.1", 0, ssl=server_tls)
+    transport, client = await loop.create_connection(
+        Recorder, *server.sockets[0].getsockname(), ssl=client_tls, server_hostname=NAME
+    )
+    await until(lambda: made and made[0].transport)
+    server.close()
+    getattr(server, method)()
+    await server.wait_closed()
+    await end_of(client, *made)
+    assert transport.is_closing()
