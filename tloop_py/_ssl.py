@@ -63,7 +63,7 @@ class SSLProtocol(SSLProtocolBase):
         # ssl.SSLObject's methods only pass their arguments on.
         plain = type(self._sslobj) is ssl.SSLObject
         target = self._sslobj._sslobj if plain else self._sslobj
-        self._read, self._write = target.read, target.write
+        self._read, self._write, self._left_over = target.read, target.write, target.pending
 
     def _get_app_transport(self) -> Any:
         if self._app_transport is None and not self._app_transport_created:
@@ -109,16 +109,18 @@ class SSLProtocol(SSLProtocolBase):
         """Hand over all that can be decrypted. `pending` tells when nothing is left: asyncio reads
         until that raises, which costs as much as decrypting 1 KiB."""
         incoming = self._incoming
-        left = incoming.pending or self._sslobj.pending()
+        left = incoming.pending or self._left_over()
         if not left:
             return
         chunks = []
         chunk = b"more"
         try:
             while left and chunk:
-                chunk = self._read(left if left < _RECORD else _RECORD)
+                asked = left if left < _RECORD else _RECORD
+                chunk = self._read(asked)
                 chunks.append(chunk)
-                left = incoming.pending
+                # A record that began in an earlier segment holds more than what came last.
+                left = incoming.pending or (len(chunk) == asked and self._left_over())
         except _AGAIN:  # the rest is not a whole record yet, or no data
             pass
         if chunks and chunks[0]:

@@ -163,7 +163,9 @@ class StreamTransport(Transport, asyncio.Transport):
                 self._receive_into()
 
     def _event_failed(self, exc: BaseException) -> None:
-        self._fatal_error(exc, "Fatal error: protocol.data_received() call failed.")
+        buffered = isinstance(self._protocol, protocols.BufferedProtocol)  # so is TLS, for asyncio
+        method = "buffer_updated" if buffered else "data_received"
+        self._fatal_error(exc, f"Fatal error: protocol.{method}() call failed.")
 
     def _received(self, data: bytes) -> None:
         try:

@@ -32,6 +32,8 @@ class TLSMixin(BaseLoop):
         ssl_shutdown_timeout: float | None = constants.SSL_SHUTDOWN_TIMEOUT,
         **accepted: Any,
     ) -> asyncio.Transport:
+        if rawsock is not None:
+            self._ensure_fd_no_transport(rawsock)
         tls: Any = SSLProtocol(
             self,
             protocol,
