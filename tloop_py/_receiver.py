@@ -13,11 +13,15 @@ class EventReceiver:
 
     __slots__ = ()
 
+    _takes: int = 0  # the kind of event that may take the short way (see Loop._dispatch)
+
     if TYPE_CHECKING:
         _context: Context
         _loop: Any
-        _plain: bool  # may received bytes go straight to _protocol.data_received?
+        _arena: Any
         _protocol: Any
+
+        def _receive_into(self) -> None: ...
 
     def _event(self, kind: int, result: int, offset: int) -> None:
         """Take one event: see TL_EV_* in tloop.h."""

@@ -35,7 +35,7 @@ class Transport(FlowControl, EventReceiver):
     # object whose __dict__ is in use pays 40 ns for each method look-up (CPython 3.13).
     __slots__ = (
         "__dict__", "__weakref__", "_arena", "_c", "_closing", "_conn_lost", "_context", "_fd",
-        "_handle", "_paused", "_plain", "_protocol", "_protocol_connected", "_server", "_sock",
+        "_handle", "_paused", "_protocol", "_protocol_connected", "_server", "_sock", "_takes",
         "_write_barred",
     )  # fmt: skip
 
@@ -53,7 +53,7 @@ class Transport(FlowControl, EventReceiver):
         self._handle = handle
         self._sock = sock
         self._server: Server | None = None
-        self._plain = False
+        self._takes = 0
         self._write_barred = False  # one flag for all that write() must look into
         self._fd: int = lib.tl_fd(self._c, handle)
         super().__init__(extra, loop)
@@ -148,7 +148,7 @@ class Transport(FlowControl, EventReceiver):
         if self._closing:
             return
         self._closing = True
-        self._plain = False
+        self._takes = 0
         self._stop_reading()
         # A paused protocol will be resumed first, and may write then: _drained goes on from there.
         if not queued and not self._protocol_paused:
@@ -184,7 +184,7 @@ class Transport(FlowControl, EventReceiver):
         lib.tl_discard(self._c, self._handle)
         if not self._closing:
             self._closing = True
-            self._plain = False
+            self._takes = 0
             self._stop_reading()
         self._conn_lost += 1
         self._write_barred = True
