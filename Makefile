@@ -111,6 +111,8 @@ test-py: module $(VENV)/test.stamp
 	@$(pytest) $(behaviour)
 	@echo "the same on the poll backend"
 	@TLOOP_TEST_LOOPS=tloop TLOOP_BACKEND=poll $(pytest) $(behaviour)
+	@echo "the same in debug mode, but for the slow ones: most of them measure scale"
+	@TLOOP_TEST_LOOPS=tloop PYTHONASYNCIODEBUG=1 $(pytest) $(behaviour) -m "not slow"
 
 test-apps: module $(VENV)/apps.stamp
 	@$(pytest) tests/apps

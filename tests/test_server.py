@@ -284,12 +284,13 @@ async def test_contradicting_arguments_are_refused(loop: Loop, options: dict[str
 
 async def test_a_factory_that_fails_does_not_stop_the_server(loop: Loop) -> None:
     """B4: the accepted socket is closed."""
+    loop.set_debug(False)  # a report would keep alive the socket that asyncio merely forgets
     accepted = Accepted()
     failures = [LookupError("no protocol")]
 
     def sometimes() -> Recorder:
         if failures:
-            raise failures.pop()  # asyncio reports it in debug mode only
+            raise failures.pop()
         return accepted()
 
     async with listening(sometimes) as address:
@@ -314,6 +315,22 @@ async def test_connections_waiting_when_the_server_closes_are_refused(loop: Loop
     sock.setblocking(False)
     with sock, contextlib.suppress(ConnectionResetError):
         assert await read_all(sock, 1) == b""  # accepted and closed: as good as refused
+
+
+@pytest.mark.parametrize("debug", [False, True])
+async def test_a_connection_of_the_tick_in_which_the_server_closes_is_closed(
+    loop: Loop, debug: bool
+) -> None:
+    loop.set_debug(debug)
+    accepted = Accepted()
+    server = await serve(loop, accepted)
+    sock = socket.create_connection(server.sockets[0].getsockname())
+    sock.setblocking(False)
+    loop.call_soon(server.close)  # runs after the poll that accepts
+    await turns(5)
+    with sock, contextlib.suppress(ConnectionResetError):
+        assert await read_all(sock, 1) == b""
+    assert not accepted.made
 
 
 async def test_an_accepted_socket_becomes_a_transport(loop: Loop) -> None:

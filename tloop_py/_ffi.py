@@ -27,6 +27,12 @@ ACCEPT: Final[int] = lib.TL_EV_ACCEPT
 DATAGRAM: Final[int] = lib.TL_EV_DATAGRAM
 POLL: Final[int] = lib.TL_EV_POLL
 SIGNAL: Final[int] = lib.TL_EV_SIGNAL
+# For people: {1: "DATA", ...}
+EVENT_NAMES: Final = {
+    getattr(lib, name): name.removeprefix("TL_EV_")
+    for name in dir(lib)
+    if name.startswith("TL_EV_")
+}
 
 READ: Final[int] = lib.TL_READ
 WRITE: Final[int] = lib.TL_WRITE

@@ -17,12 +17,23 @@ from asyncio import events, format_helpers
 from contextvars import copy_context
 from itertools import repeat
 from types import BuiltinFunctionType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from tloop_py._base import BaseLoop, base_events
+from tloop_py._base import BaseLoop
 from tloop_py._compat import STEP_TYPE
 from tloop_py._datagram import DatagramMixin
-from tloop_py._ffi import CAP_VIRTUAL, DATA, SIGNAL, create_loop, dead_loop, ffi, lib, oserror
+from tloop_py._debug import NOTHING, DebugMixin
+from tloop_py._ffi import (
+    ACCEPT,
+    CAP_VIRTUAL,
+    DATA,
+    SIGNAL,
+    create_loop,
+    dead_loop,
+    ffi,
+    lib,
+    oserror,
+)
 from tloop_py._outbox import Outbox
 from tloop_py._sendfile import SendfileMixin
 from tloop_py._server import ServerMixin
@@ -31,7 +42,7 @@ from tloop_py._sock import SockMixin
 
 if TYPE_CHECKING:
     import contextvars
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from tloop_py._receiver import EventReceiver
 
@@ -47,8 +58,6 @@ _MIN_TIMERS = 100
 # A loop that watches nothing but has callbacks to run need not ask the kernel each time (0.5 us);
 # signals wait that many ticks at most.
 _MAX_SKIPPED = 15
-
-_NOTHING: Final = object()  # a task's step has no argument
 
 _live: weakref.WeakSet[Loop] | None = None
 
@@ -74,7 +83,7 @@ class Handle(events.Handle):
         self._source_traceback = None
 
 
-class Loop(SockMixin, SendfileMixin, SignalMixin, ServerMixin, DatagramMixin, BaseLoop):
+class Loop(DebugMixin, SockMixin, SendfileMixin, SignalMixin, ServerMixin, DatagramMixin, BaseLoop):
     """An asyncio event loop driven by tloop's C core.
 
     backend: "epoll", "poll" or "dummy" (virtual time: timers fire at once, in order, and
@@ -169,7 +178,7 @@ class Loop(SockMixin, SendfileMixin, SignalMixin, ServerMixin, DatagramMixin, Ba
         """As asyncio's. A task that schedules its own step gets no handle: it ignores it, and one
         tuple costs half of what a Handle does (a turn of sleep(0): 0.62 instead of 0.79 us)."""
         if callback.__class__ is STEP_TYPE and context is not None:
-            self._append_step((context, callback, _NOTHING))
+            self._append_step((context, callback, NOTHING))
             return None
         if self._debug or self._closed:
             handle = super().call_soon(callback, *args, context=context)
@@ -189,7 +198,7 @@ class Loop(SockMixin, SendfileMixin, SignalMixin, ServerMixin, DatagramMixin, Ba
         """Stands for `_ready.append` in debug mode and after close()."""
         handle = super().call_soon(item[1], context=item[0])
         if handle._source_traceback:
-            del handle._source_traceback[-1]
+            del handle._source_traceback[-2:]  # this frame and call_soon's
 
     def _choose_append_step(self) -> None:
         plain = not self._debug and not self._closed
@@ -328,7 +337,7 @@ class Loop(SockMixin, SendfileMixin, SignalMixin, ServerMixin, DatagramMixin, Ba
             try:
                 if item.__class__ is tuple:
                     context, callback, argument = item
-                    if argument is _NOTHING:
+                    if argument is NOTHING:
                         context.run(callback)
                     else:
                         context.run(callback, argument)
@@ -356,14 +365,14 @@ class Loop(SockMixin, SendfileMixin, SignalMixin, ServerMixin, DatagramMixin, Ba
         """Report what came out of a handle, or of a step of a task that somebody else has ended."""
         context: dict[str, Any] = {"exception": exc}
         if isinstance(item, tuple):
-            callback, args = item[1], () if item[2] is _NOTHING else item[2:]
+            callback, args = item[1], () if item[2] is NOTHING else item[2:]
         else:
             callback, args = item._callback, item._args
             context["handle"] = item
         shown = format_helpers._format_callback_source(callback, args)
         self.call_exception_handler({"message": f"Exception in callback {shown}", **context})
 
-    def _dispatch(self, flat: list[int]) -> None:
+    def _dispatch(self, flat: Iterable[int]) -> None:
         """Hand events to their handlers. An exception that ends the loop leaves the rest."""
         self._rest = rest = _by_row(flat)
         handlers = self._handlers
@@ -372,8 +381,7 @@ class Loop(SockMixin, SendfileMixin, SignalMixin, ServerMixin, DatagramMixin, Ba
             try:
                 receiver = handlers[handle]
             except KeyError:
-                if kind == SIGNAL:
-                    self._handle_signal(result)
+                self._handle_orphan(kind, result)
                 continue
             try:
                 if kind != receiver._takes:
@@ -392,6 +400,13 @@ class Loop(SockMixin, SendfileMixin, SignalMixin, ServerMixin, DatagramMixin, Ba
         receiver = None
         self._rest = None
 
+    def _handle_orphan(self, kind: int, result: int) -> None:
+        """An event of no handle, or of one that an earlier event of the same tick has closed."""
+        if kind == SIGNAL:
+            self._handle_signal(result)
+        elif kind == ACCEPT and result > 0:  # the connection belongs to nobody
+            lib.tl_close(self._c, result)
+
     def _recover(self) -> None:
         """An exception (Ctrl-C, SystemExit) ended the loop in the middle of a tick: finish it, for
         the next poll overwrites the bytes that its events refer to."""
@@ -402,47 +417,6 @@ class Loop(SockMixin, SendfileMixin, SignalMixin, ServerMixin, DatagramMixin, Ba
             self._run_ready(len(self._ready))
         if self._rest is not None:
             self._dispatch([number for row in self._rest for number in row])
-
-    # -- debug mode: each event becomes a handle, so that all of asyncio's checks see it ----------
-
-    def _add_event_handles(self, flat: list[int], due: int) -> None:
-        timers = [self._ready.pop() for _ in range(due)]
-        for handle, kind, result, offset in _by_row(flat):
-            receiver = self._handlers.get(handle)
-            if receiver is not None:
-                self._ready.append(
-                    events.Handle(receiver._event, (kind, result, offset), self, receiver._context)
-                )
-            elif kind == SIGNAL:
-                self._handle_signal(result)
-        self._ready.extend(reversed(timers))
-
-    def _run_ready_debug(self, count: int) -> None:
-        for _ in repeat(None, count):
-            item = self._ready.popleft()
-            if item.__class__ is tuple:  # scheduled before debug mode was switched on
-                item[0].run(item[1], *(() if item[2] is _NOTHING else item[2:]))
-            elif not item._cancelled:
-                self._run_handle(item)
-        item = None
-
-    def _run_handle(self, handle: asyncio.Handle) -> None:
-        """Run one handle; in debug mode, log when it takes long."""
-        if not self._debug:
-            handle._run()
-            return
-        outer, self._current_handle = self._current_handle, handle
-        try:
-            began = self.time()
-            handle._run()
-            seconds = self.time() - began
-            if seconds >= self.slow_callback_duration:
-                base_events.logger.warning(
-                    "Executing %s took %.3f seconds", base_events._format_handle(handle), seconds
-                )
-        finally:
-            self._current_handle = outer
-            handle = None  # type: ignore[assignment]  # breaks cycles
 
     # -- running ----------------------------------------------------------------------------------
 
@@ -457,7 +431,7 @@ class Loop(SockMixin, SendfileMixin, SignalMixin, ServerMixin, DatagramMixin, Ba
             self._end_wakeup_fd(former)
 
 
-def _by_row(flat: list[int]) -> Iterator[Row]:
+def _by_row(flat: Iterable[int]) -> Iterator[Row]:
     numbers = iter(flat)
     return zip(numbers, numbers, numbers, numbers, strict=False)
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from contextvars import Context
+    from traceback import StackSummary
 
 
 class EventReceiver:
@@ -14,6 +15,7 @@ class EventReceiver:
     __slots__ = ()
 
     _takes: int = 0  # the kind of event that may take the short way (see Loop._dispatch)
+    _source_traceback: StackSummary | None = None  # in debug mode: who made it
 
     if TYPE_CHECKING:
         _context: Context

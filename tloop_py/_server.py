@@ -12,8 +12,9 @@ from asyncio import constants, tasks, trsock
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
-from tloop_py import _compat
+from tloop_py import _addr, _compat
 from tloop_py._base import base_events
+from tloop_py._debug import origin
 from tloop_py._ffi import ACCEPT, ADDR_BYTES, KEEP_FD, lib, oserror
 from tloop_py._receiver import EventReceiver
 from tloop_py._stream import StreamTransport
@@ -49,7 +50,11 @@ class _Acceptor(EventReceiver):
         if self.handle < 0:
             raise oserror(self.handle, f"cannot listen on {sock!r}")
         self._context = copy_context()
+        self._source_traceback = origin(loop)
         loop._handlers[self.handle] = self
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.sock!r}>"
 
     def close(self) -> None:
         self._loop._handlers.pop(self.handle, None)
@@ -72,6 +77,9 @@ class _Acceptor(EventReceiver):
 
     def _accepted(self, handle: int, peer: bytes) -> None:
         protocol = None
+        if self._loop._debug:
+            fd, address = lib.tl_fd(self._loop._c, handle), _addr.parse(peer)
+            _logger.debug("%r got a new connection from %r: fd=%d", self.server, address, fd)
         try:
             protocol = self.protocol_factory()
             if self.make_tls is not None:

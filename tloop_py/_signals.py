@@ -51,7 +51,10 @@ class SignalMixin(BaseLoop):
             signal.set_wakeup_fd(lib.tl_loop_wake_fd(self._c))
         except (ValueError, OSError) as exc:
             raise RuntimeError(str(exc)) from exc
-        self._signal_handlers[sig] = events.Handle(callback, args, self, None)
+        handle: Any = events.Handle(callback, args, self, None)
+        if handle._source_traceback:
+            del handle._source_traceback[-1]
+        self._signal_handlers[sig] = handle
         try:
             signal.signal(sig, _noop)
             signal.siginterrupt(sig, False)

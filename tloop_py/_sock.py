@@ -300,7 +300,7 @@ class SockMixin(BaseLoop):
         entry = self._entry(self._ensure_fd_no_transport(fd))
         handle = events.Handle(callback, args, self, None)
         if handle._source_traceback:  # type: ignore[attr-defined]
-            del handle._source_traceback[-1]  # type: ignore[attr-defined]
+            del handle._source_traceback[-2:]  # type: ignore[attr-defined]
         self._swap(entry, side, handle)
 
     def _entry(self, fd: int) -> _Descriptor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import socket
 from asyncio import constants, protocols
 from asyncio.exceptions import SendfileNotAvailableError
@@ -19,6 +20,8 @@ from tloop_py._transport import Transport, adopt
 if TYPE_CHECKING:
     from asyncio.base_events import Server
     from collections.abc import Iterable, Iterator
+
+_logger = logging.getLogger("asyncio")
 
 _write = lib.tl_stream_write  # looking it up through `lib` costs 40 ns a time
 _recv = lib.tl_stream_recv
@@ -130,18 +133,21 @@ class StreamTransport(Transport, asyncio.Transport):
         self._paused = True
         self._takes = 0
         lib.tl_stream_read_stop(self._c, self._handle)
+        if self._loop._debug:
+            _logger.debug("%r pauses reading", self)
 
     def resume_reading(self) -> None:
         if self._closing or not self._paused:
             return
         self._paused = False
         self._choose_way()
-        if not self._reading:
-            return
-        self._take_events()
-        if self._held:
-            self._loop.call_soon(self._deliver_held)
-        self._read_on()
+        if self._reading:
+            self._take_events()
+            if self._held:
+                self._loop.call_soon(self._deliver_held)
+            self._read_on()
+        if self._loop._debug:
+            _logger.debug("%r resumes reading", self)
 
     def _event(self, kind: int, result: int, offset: int) -> None:
         if kind == DATA:
@@ -249,6 +255,8 @@ class StreamTransport(Transport, asyncio.Transport):
             self._fatal_error(exc, "Fatal error: protocol.buffer_updated() call failed.")
 
     def _received_eof(self) -> None:
+        if self._loop._debug:
+            _logger.debug("%r received EOF", self)
         try:
             keep_open = self._protocol.eof_received()
         except (SystemExit, KeyboardInterrupt):

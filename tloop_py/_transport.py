@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tloop_py import _addr, _compat
 from tloop_py._base import FlowControl
+from tloop_py._debug import origin
 from tloop_py._ffi import ffi, lib, oserror
 from tloop_py._receiver import EventReceiver
 
@@ -60,6 +61,8 @@ class Transport(FlowControl, EventReceiver):
         self._closing = False
         self._conn_lost = 0
         self._paused = False
+        if loop._debug:
+            self._source_traceback = origin(loop)
         self._protocol_connected = False
         self.set_protocol(protocol)
         if server is not None:
@@ -219,7 +222,11 @@ class Transport(FlowControl, EventReceiver):
 
     def __del__(self, _warn: Any = warnings.warn) -> None:
         if getattr(self, "_handle", 0):  # else the constructor has failed
-            _warn(f"unclosed transport {self!r}", ResourceWarning, source=self)
+            text = f"unclosed transport {self!r}"
+            if self._source_traceback:
+                made = "".join(self._source_traceback.format())
+                text += f"; created at (most recent call last):\n{made}"
+            _warn(text, ResourceWarning, source=self)
             self._close_handle()
             if self._server is not None:
                 _compat.detach(self._server, self)

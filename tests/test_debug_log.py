@@ -1,0 +1,245 @@
+"""What debug mode logs, line by line; and that it is silent without it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import socket
+import ssl
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+import pytest
+from conftest import AsyncioLog
+from loopkit import (
+    HERE,
+    Loop,
+    Recorder,
+    connected,
+    end_of,
+    listening,
+    send_reset,
+    tcp_sockets,
+    turns,
+    until,
+)
+
+DEBUG, INFO, WARNING = logging.DEBUG, logging.INFO, logging.WARNING
+
+
+async def resolve(loop: Loop) -> None:
+    await loop.getaddrinfo("127.0.0.1", 80, type=socket.SOCK_STREAM)
+
+
+async def resolve_slowly(loop: Loop) -> None:
+    loop.slow_callback_duration = 0
+    await resolve(loop)
+    loop.slow_callback_duration = 10
+
+
+async def serve_and_connect(loop: Loop) -> None:
+    accepted = Recorder()
+    async with listening(lambda: accepted) as address:
+        transport, client = await loop.create_connection(Recorder, *address)
+        await until(lambda: accepted.transport)
+        transport.close()
+        await end_of(client, accepted)
+
+
+async def serve_without_family(loop: Loop) -> None:
+    """A family that this machine does not have is left out."""
+
+    async def resolved(*_: Any, **__: Any) -> list[Any]:
+        unknown = (4242, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))
+        return [unknown, (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))]
+
+    loop.getaddrinfo = resolved  # type: ignore[method-assign]
+    server = await loop.create_server(Recorder, "localhost", 0)
+    server.close()
+    await turns()
+
+
+async def accept_one(loop: Loop) -> None:
+    near, far = tcp_sockets()
+    with far:
+        transport, protocol = await loop.connect_accepted_socket(Recorder, near)
+        transport.close()
+        await end_of(protocol)
+
+
+async def pause_and_resume(loop: Loop) -> None:
+    async with connected() as (transport, _, _):
+        await turns()
+        transport.pause_reading()
+        transport.resume_reading()
+
+
+async def meet_the_end(loop: Loop) -> None:
+    async with connected() as (_, protocol, far):
+        far.shutdown(socket.SHUT_WR)
+        await until(lambda: protocol.lost)
+
+
+async def be_reset(loop: Loop) -> None:
+    async with connected() as (_, protocol, far):
+        send_reset(far)
+        await until(lambda: protocol.lost)
+
+
+async def fill_a_stream(loop: Loop) -> None:
+    near, far = tcp_sockets()
+    reader, writer = await asyncio.open_connection(sock=near)
+    with far:
+        writer.write(bytes(1 << 22))
+        drained = loop.create_task(writer.drain())
+        while not drained.done():
+            await loop.sock_recv(far, 1 << 20)
+        writer.close()
+        await writer.wait_closed()
+    assert reader.at_eof()
+
+
+async def open_datagrams(loop: Loop, **where: Any) -> None:
+    transport, _ = await loop.create_datagram_endpoint(asyncio.DatagramProtocol, **where)
+    transport.close()
+    await turns()
+
+
+async def bound_datagrams(loop: Loop) -> None:
+    await open_datagrams(loop, local_addr=("127.0.0.1", 0))
+
+
+async def connected_datagrams(loop: Loop) -> None:
+    await open_datagrams(loop, remote_addr=("127.0.0.1", 9))
+
+
+async def shake_hands(loop: Loop) -> None:
+    server_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server_tls.load_cert_chain(HERE / "tls" / "server.pem")
+    client_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client_tls.load_verify_locations(HERE / "tls" / "authority.pem")
+    accepted = Recorder()
+    async with listening(lambda: accepted, ssl=server_tls) as address:
+        transport, client = await loop.create_connection(
+            Recorder, *address, ssl=client_tls, server_hostname="server.example"
+        )
+        await until(lambda: accepted.transport)
+        transport.close()
+        await end_of(client, accepted)
+
+
+async def close_another_loop(loop: Loop) -> None:
+    other = type(loop)()
+    other.set_debug(loop.get_debug())
+    other.close()
+
+
+# name: (what happens, the level and the pattern of each line that tells of it)
+LINES: dict[str, tuple[Callable[[Loop], Coroutine[Any, Any, None]], list[tuple[int, str]]]] = {
+    "getaddrinfo": (
+        resolve,
+        [
+            (DEBUG, r"Get address info 127.0.0.1:80, type="),
+            (DEBUG, r"Getting address info 127.0.0.1:80, .* took [\d.]+ms: \[\("),
+        ],
+    ),
+    "slow getaddrinfo": (resolve_slowly, [(INFO, r"Getting address info .* took [\d.]+ms")]),
+    "connecting": (
+        serve_and_connect,
+        [
+            (INFO, r"<Server sockets=.* is serving"),
+            (DEBUG, r"<Server .* got a new connection from \('127.0.0.1', \d+\): .*fd=\d+"),
+            (DEBUG, r"<asyncio.TransportSocket .* connected to 127.0.0.1:\d+: \(<.*Transport"),
+        ],
+    ),
+    "family": (
+        serve_without_family,
+        [(WARNING, r"create_server\(\) failed to create socket.socket\(4242, ")],
+    ),
+    "accepted socket": (accept_one, [(DEBUG, r"<asyncio.TransportSocket .* handled: \(<")]),
+    "reading": (
+        pause_and_resume,
+        [
+            (DEBUG, r"<\w*Transport fd=\d+ read=idle .*> pauses reading"),
+            (DEBUG, r"<\w*Transport fd=\d+ read=polling .*> resumes reading"),
+        ],
+    ),
+    "end of file": (meet_the_end, [(DEBUG, r"<\w*Transport .*> received EOF")]),
+    "reset": (be_reset, [(DEBUG, r"<\w*Transport .*>: Fatal read error on socket transport")]),
+    "writing": (
+        fill_a_stream,
+        [
+            (DEBUG, r"<.*StreamReaderProtocol.*> pauses writing"),
+            (DEBUG, r"<.*StreamReaderProtocol.*> resumes writing"),
+        ],
+    ),
+    "bound datagrams": (
+        bound_datagrams,
+        [(INFO, r"Datagram endpoint local_addr=\('127.0.0.1', 0\) remote_addr=None created: \(<")],
+    ),
+    "connected datagrams": (
+        connected_datagrams,
+        [(DEBUG, r"Datagram endpoint remote_addr=\('127.0.0.1', 9\) created: \(<")],
+    ),
+    "tls": (
+        shake_hands,
+        [
+            (DEBUG, r"<\S+SSLProtocol.*> starts SSL handshake"),
+            (DEBUG, r"<\S+SSLProtocol.*>: SSL handshake took [\d.]+ ms"),
+        ],
+    ),
+    "close": (close_another_loop, [(DEBUG, r"Close <\w+ running=False closed=False debug=True>")]),
+}
+
+
+class Lines(logging.Handler):
+    """Level, text as it was at that moment, and type of the exception of each line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[int, str, type[BaseException] | None]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[0] if record.exc_info else None
+        self.seen.append((record.levelno, record.getMessage(), error))
+
+
+@pytest.fixture
+def lines() -> Iterator[Lines]:
+    handler, logger = Lines(), logging.getLogger("asyncio")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(DEBUG)
+    yield handler
+    logger.setLevel(level)
+    logger.removeHandler(handler)
+
+
+@pytest.mark.parametrize("name", LINES)
+async def test_debug_mode_logs(
+    loop: Loop, name: str, lines: Lines, asyncio_log: AsyncioLog
+) -> None:
+    loop.set_debug(True)
+    loop.slow_callback_duration = 10
+    happen, expected = LINES[name]
+    await happen(loop)
+    for level, pattern in expected:
+        found = [one for one in lines.seen if one[0] == level and re.match(pattern, one[1])]
+        assert found, lines.seen
+    asyncio_log.records.clear()
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_without_debug_mode_nothing_is_logged(loop: Loop, name: str, lines: Lines) -> None:
+    loop.set_debug(False)
+    loop.run_until_complete(LINES[name][0](loop))
+    assert [text for _, text, _ in lines.seen if not text.startswith("Using ")] == []
+
+
+async def test_a_fatal_error_is_logged_with_its_traceback(loop: Loop, lines: Lines) -> None:
+    loop.set_debug(True)
+    loop.slow_callback_duration = 10
+    await be_reset(loop)
+    [error] = [error for _, text, error in lines.seen if "Fatal read error" in text]
+    assert error is ConnectionResetError
