@@ -284,7 +284,7 @@ class ServerMixin(TLSMixin):
 
     def _remember_socket_file(self, sock: socket.socket) -> None:
         name = sock.getsockname()
-        if name and name[0] not in (0, "\x00"):
+        if name[0] not in (0, "\x00"):
             try:
                 self._unix_server_sockets[sock] = os.stat(name).st_ino
             except FileNotFoundError:

@@ -15,7 +15,7 @@ import errno
 import socket
 import threading
 import weakref
-from asyncio import events
+from asyncio import events, tasks
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _WOULD_BLOCK = (BlockingIOError, InterruptedError)
+_LONGEST_PAUSE = 0.05  # seconds between two attempts to connect where the backlog is full
 
 
 class _Descriptor(EventReceiver):
@@ -444,7 +445,9 @@ class SockMixin(BaseLoop):
             sock.connect(address)
             return
         except _WOULD_BLOCK:
-            pass
+            if sock.family == socket.AF_UNIX:
+                await _connect_patiently(sock, address)
+                return
 
         def attempt(_: None) -> None:
             error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
@@ -468,3 +471,15 @@ class SockMixin(BaseLoop):
         used = entry.reader or entry.writer or entry.reads or waiting
         if not used and self._descriptors.get(entry.fd) is entry:
             self._forget_descriptor(entry.fd)
+
+
+async def _connect_patiently(sock: socket.socket, address: Any) -> None:
+    """A Unix listener's backlog is full, and the kernel will not say when it has room."""
+    pause = 0.001
+    while True:
+        await tasks.sleep(pause)
+        try:
+            sock.connect(address)
+            return
+        except _WOULD_BLOCK:
+            pause = min(2 * pause, _LONGEST_PAUSE)
