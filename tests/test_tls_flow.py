@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
+import random
 import ssl
 import tracemalloc
 from typing import Any
@@ -181,6 +183,44 @@ async def test_bytes_may_come_one_at_a_time(
         await peer.close_notify()
         await end_of(client)
         assert client.error is None
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("buffer", [0, 700])
+async def test_records_cut_anywhere(
+    loop: Loop,
+    server_tls: ssl.SSLContext,
+    client_tls: ssl.SSLContext,
+    version: ssl.TLSVersion,
+    seed: int,
+    buffer: int,
+) -> None:
+    """Whatever is whole is delivered, at once and no more, wherever the segments end."""
+    only(version, client_tls)
+    chance = random.Random(seed)
+    protocol = Buffered(buffer) if buffer else Recorder()
+    async with tls_connected(server_tls, client_tls, protocol) as (_, client, peer):
+        stream, whole = b"", [(0, 0)]  # so many bytes of records make so many of text
+        for _ in range(30):
+            size = chance.choice([1, 2, 100, chance.randrange(1, 16384), 16384])
+            stream += peer.encrypt(bytes([size % 251]) * size)
+            whole.append((len(stream), whole[-1][1] + size))
+        sent = 0
+        while sent < len(stream):
+            piece = chance.choice([1, 3, 5, chance.randrange(1, 30_000)])
+            await peer.send(stream[sent : sent + piece])
+            sent += piece
+            expected = max(text for records, text in whole if records <= sent)
+            await client.received(expected)
+            await turns(chance.randrange(3))
+            assert len(client.data) == expected
+        assert bytes(client.data) == texts(whole)
+
+
+def texts(whole: list[tuple[int, int]]) -> bytes:
+    sizes = [after - before for (_, before), (_, after) in itertools.pairwise(whole)]
+    return b"".join(bytes([size % 251]) * size for size in sizes)
 
 
 async def test_many_records_in_one_piece(
