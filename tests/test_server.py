@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import errno
 import socket
+import ssl
 import sys
 from typing import Any
 
 import pytest
 from loopkit import (
+    PATIENCE,
     Echo,
     Loop,
     Recorder,
@@ -331,6 +333,28 @@ async def test_a_connection_of_the_tick_in_which_the_server_closes_is_closed(
     with sock, contextlib.suppress(ConnectionResetError):
         assert await read_all(sock, 1) == b""
     assert not accepted.made
+
+
+@pytest.mark.loops("tloop")  # asyncio accepts it, and leaves it open: its Server asserts
+@pytest.mark.parametrize("tls", [False, True])
+async def test_a_connection_accepted_while_the_server_closes_is_dropped(
+    loop: Loop, tls: bool, server_tls: ssl.SSLContext
+) -> None:
+    def accept() -> Recorder:
+        server.close()
+        return Recorder()
+
+    for factory, from_outside in ((Recorder, True), (accept, False)):
+        server = await loop.create_server(factory, "127.0.0.1", 0, ssl=server_tls if tls else None)
+        address = server.sockets[0].getsockname()
+        clients = [socket.create_connection(address) for _ in range(3)]
+        if from_outside:
+            loop.call_soon(server.close)  # runs after the poll that tells of the connections
+        await turns(5)
+        for client in clients:
+            with client, contextlib.suppress(ConnectionResetError):
+                client.settimeout(PATIENCE)
+                assert client.recv(1) == b""
 
 
 async def test_an_accepted_socket_becomes_a_transport(loop: Loop) -> None:

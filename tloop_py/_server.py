@@ -46,6 +46,7 @@ class _Acceptor(EventReceiver):
         self.server = server
         self.protocol_factory = protocol_factory
         self.make_tls = make_tls
+        self.closed = False
         self.handle: int = lib.tl_listener_open(loop._c, sock.fileno(), KEEP_FD)
         if self.handle < 0:
             raise oserror(self.handle, f"cannot listen on {sock!r}")
@@ -57,6 +58,7 @@ class _Acceptor(EventReceiver):
         return f"<{type(self).__name__} {self.sock!r}>"
 
     def close(self) -> None:
+        self.closed = True
         self._loop._handlers.pop(self.handle, None)
         lib.tl_close(self._loop._c, self.handle)
 
@@ -82,7 +84,9 @@ class _Acceptor(EventReceiver):
             _logger.debug("%r got a new connection from %r: fd=%d", self.server, address, fd)
         try:
             protocol = self.protocol_factory()
-            if self.make_tls is not None:
+            if self.closed:  # by the factory
+                lib.tl_close(self._loop._c, handle)
+            elif self.make_tls is not None:
                 self._loop.create_task(self._accept_tls(protocol, handle, peer))
             else:
                 StreamTransport(
@@ -102,6 +106,9 @@ class _Acceptor(EventReceiver):
 
     async def _accept_tls(self, protocol: asyncio.BaseProtocol, handle: int, peer: bytes) -> None:
         transport = None
+        if self.closed:  # a server takes no connection after close(); asyncio's asserts that
+            lib.tl_close(self._loop._c, handle)
+            return
         try:
             assert self.make_tls is not None
             waiter = self._loop.create_future()
