@@ -20,6 +20,10 @@ _ATTACH_TAKES_TRANSPORT = sys.version_info >= (3, 13)
 CLEANUP_UNIX_SOCKET = sys.version_info >= (3, 13)
 
 
+# From 3.14 on a handle of call_soon_threadsafe can be cancelled from another thread, too.
+THREADSAFE_HANDLES = sys.version_info >= (3, 14)
+
+
 def attach(server: Server, transport: asyncio.BaseTransport) -> None:
     if _ATTACH_TAKES_TRANSPORT:
         server._attach(transport)  # type: ignore[attr-defined]

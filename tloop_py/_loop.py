@@ -7,20 +7,20 @@ generators, connecting, servers and run_until_complete are inherited.
 
 from __future__ import annotations
 
-import asyncio
-import heapq
 import logging
 import os
 import threading
 import weakref
 from asyncio import events, format_helpers
 from contextvars import copy_context
+from heapq import heapify, heappop, heappush
 from itertools import repeat
+from time import monotonic
 from types import BuiltinFunctionType
 from typing import TYPE_CHECKING, Any
 
 from tloop_py._base import BaseLoop
-from tloop_py._compat import STEP_TYPE
+from tloop_py._compat import STEP_TYPE, THREADSAFE_HANDLES
 from tloop_py._datagram import DatagramMixin
 from tloop_py._debug import NOTHING, DebugMixin
 from tloop_py._ffi import (
@@ -34,6 +34,7 @@ from tloop_py._ffi import (
     lib,
     oserror,
 )
+from tloop_py._handles import Handle, TimerHandle
 from tloop_py._outbox import Outbox
 from tloop_py._sendfile import SendfileMixin
 from tloop_py._server import ServerMixin
@@ -60,27 +61,6 @@ _MIN_TIMERS = 100
 _MAX_SKIPPED = 15
 
 _live: weakref.WeakSet[Loop] | None = None
-
-
-class Handle(events.Handle):
-    """asyncio's Handle, made with fewer steps, and run by Loop._run_ready; not in debug mode."""
-
-    __slots__ = ()
-
-    def __init__(
-        self,
-        callback: Callable[..., object],
-        args: tuple[Any, ...],
-        loop: asyncio.AbstractEventLoop,
-        context: contextvars.Context,
-    ) -> None:
-        self._context = context
-        self._loop = loop
-        self._callback = callback
-        self._args = args
-        self._cancelled = False
-        self._repr = None
-        self._source_traceback = None
 
 
 class Loop(DebugMixin, SockMixin, SendfileMixin, SignalMixin, ServerMixin, DatagramMixin, BaseLoop):
@@ -115,7 +95,7 @@ class Loop(DebugMixin, SockMixin, SendfileMixin, SignalMixin, ServerMixin, Datag
         self._interrupted = False
         self._rest: Iterator[Row] | None = None
         if lib.tl_loop_caps(self._c) & CAP_VIRTUAL:
-            self.time = self._virtual_time  # type: ignore[method-assign]
+            self.time = self._virtual_time
         _register_for_fork(self)
         _logger.debug("Using tloop backend: %s", self.backend)
 
@@ -169,6 +149,8 @@ class Loop(DebugMixin, SockMixin, SendfileMixin, SignalMixin, ServerMixin, Datag
 
     # -- scheduling -------------------------------------------------------------------------------
 
+    time = staticmethod(monotonic)  # asyncio's, without its Python frame
+
     def call_soon(  # type: ignore[override]
         self,
         callback: Callable[..., object],
@@ -194,6 +176,27 @@ class Loop(DebugMixin, SockMixin, SendfileMixin, SignalMixin, ServerMixin, Datag
         self._ready.append(handle)
         return handle
 
+    if not THREADSAFE_HANDLES:
+
+        def call_soon_threadsafe(  # type: ignore[override]
+            self,
+            callback: Callable[..., object],
+            *args: Any,
+            context: contextvars.Context | None = None,
+        ) -> Any:
+            """As asyncio's; from 3.14 on that one is used."""
+            handle: Any
+            if self._debug or self._closed:
+                handle = super().call_soon_threadsafe(callback, *args, context=context)
+                if handle._source_traceback:
+                    del handle._source_traceback[-1]
+                return handle
+            handle = Handle(callback, args, self, copy_context() if context is None else context)
+            self._ready.append(handle)
+            if not self._woken:
+                self._write_to_self()
+            return handle
+
     def _append_checked_step(self, item: tuple[Any, ...]) -> None:
         """Stands for `_ready.append` in debug mode and after close()."""
         handle = super().call_soon(item[1], context=item[0])
@@ -218,31 +221,43 @@ class Loop(DebugMixin, SockMixin, SendfileMixin, SignalMixin, ServerMixin, Datag
         """As asyncio's; equal times run in the order of the calls."""
         if when is None:
             raise TypeError("when cannot be None")
+        if self._debug or self._closed:
+            timer = self._checked_timer(when, callback, args, context)
+        else:
+            timer = TimerHandle(
+                when, callback, args, self, copy_context() if context is None else context
+            )
+        # Tuples compare in C; TimerHandle.__lt__ is Python and costs ten times as much.
+        self._timer_seq = seq = self._timer_seq + 1
+        heappush(self._timers, (when, seq, timer))
+        return timer
+
+    def _checked_timer(
+        self,
+        when: float,
+        callback: Callable[..., object],
+        args: tuple[Any, ...],
+        context: contextvars.Context | None,
+    ) -> Any:
         self._check_closed()
-        if self._debug:
-            self._check_thread()
-            self._check_callback(callback, "call_at")
+        self._check_thread()
+        self._check_callback(callback, "call_at")
         timer: Any = events.TimerHandle(when, callback, args, self, context)
         if timer._source_traceback:
-            del timer._source_traceback[-1]
-        # Tuples compare in C; TimerHandle.__lt__ is Python and costs ten times as much.
-        self._timer_seq += 1
-        heapq.heappush(self._timers, (when, self._timer_seq, timer))
+            del timer._source_traceback[-2:]  # call_at and this
         timer._scheduled = True
         return timer
 
     def _drop_cancelled_timers(self) -> None:
         timers = self._timers
         if len(timers) > _MIN_TIMERS and self._timer_cancelled_count * 2 > len(timers):
-            for _, _, handle in timers:
-                handle._scheduled = not handle._cancelled
-            timers[:] = [entry for entry in timers if entry[2]._scheduled]
-            heapq.heapify(timers)
+            timers[:] = [entry for entry in timers if not entry[2]._cancelled]
+            heapify(timers)
             self._timer_cancelled_count = 0
             return
         while timers and timers[0][2]._cancelled:
             self._timer_cancelled_count -= 1
-            heapq.heappop(timers)[2]._scheduled = False
+            heappop(timers)
 
     def _timeout_ns(self) -> int:
         """How long the next poll may wait; -1: until something happens."""
@@ -263,7 +278,7 @@ class Loop(DebugMixin, SockMixin, SendfileMixin, SignalMixin, ServerMixin, Datag
         while timers:
             if timers[0][0] >= end:
                 break
-            handle = heapq.heappop(timers)[2]
+            handle = heappop(timers)[2]
             handle._scheduled = False
             self._ready.append(handle)
 
