@@ -55,7 +55,7 @@ PREAMBLE = """
 #if defined(Py_PYTHON_H) && !defined(PYPY_VERSION)
 static inline int tloop_waits(const char *wrapper) {
   return !strcmp(wrapper, "_cffi_f_tl_loop_poll") || !strcmp(wrapper, "_cffi_f_tl_loop_step") ||
-         !strcmp(wrapper, "_cffi_f_tl_loop_run");
+         !strcmp(wrapper, "_cffi_f_tl_loop_run") || !strcmp(wrapper, "_cffi_f_tl_child_wait");
 }
 #undef Py_BEGIN_ALLOW_THREADS
 #undef Py_END_ALLOW_THREADS

@@ -80,8 +80,7 @@
    MEMORY        tl_loop_desc.allocator, per loop; else TL_MALLOC and friends. Later on only a
      write that the kernel did not take at once, and growing tables, allocate.
    LIMITS        Linux. 2^31 handles; 256 events per tick from the kernel; 64 datagrams, 64
-     accepts per socket and tick, so that no socket starves the others. SIGPIPE: sockets never raise
-     it; writing to pipes does unless the program ignores it.
+     accepts per socket and tick, so that no socket starves the others. SIGPIPE is never raised.
 */
 
 /* Before any include: glibc shows accept4, recvmmsg, ppoll, pipe2 only to programs that ask. */
@@ -139,7 +138,7 @@ typedef struct tl_event {
 enum {
   TL_EV_DATA = 1,     /* stream: result bytes lie at offset */
   TL_EV_READABLE = 2, /* stream in notify mode: call tl_stream_recv */
-  TL_EV_EOF = 3,      /* stream: the peer sends no more; reading has ended */
+  TL_EV_EOF = 3,      /* stream: no more comes; result 0, or -EIO of a terminal that hung up */
   TL_EV_ERROR = 4,    /* result -errno. Stream: it is broken, close it. UDP: one operation failed */
   TL_EV_DRAIN = 5,    /* stream, UDP: result bytes are left in the queue, see watermarks */
   TL_EV_ACCEPT = 6,   /* listener: result is a new stream, peer: tl_event_addr; or -errno */
@@ -490,6 +489,21 @@ TL_API tl_handle tl_signal_create(tl_loop *loop, int signo);
    5.3, -ENOMEM, TL_ELIMIT. Thread: loop. */
 TL_API tl_handle tl_child_watch(tl_loop *loop, int pid);
 
+/* Send a signal to a watched child, and never to another process that got its number.
+   Returns: 0 (also when it has ended and TL_EV_CHILD is still to come), -ESRCH when it was reaped,
+   -EINVAL, -EPERM, TL_EBADH, TL_EKIND. Thread: loop. */
+TL_API int tl_child_signal(tl_loop *loop, tl_handle child, int signo);
+
+/* What TL_EV_CHILD will tell or has told, without waiting for it: reaps the child if it has ended.
+   Returns: the status as waitpid gives it, -EAGAIN while the child runs, -ECHILD when somebody else
+   reaped it, TL_EBADH, TL_EKIND. Thread: loop. */
+TL_API int tl_child_status(tl_loop *loop, tl_handle child);
+
+/* Block until a child has ended, and leave it to be reaped: for a thread, where tl_child_watch
+   answers -ENOSYS or, in a sandbox, -EPERM.
+   Returns: 0, -ECHILD when there is no such child. Thread: any. Callback: forbidden. */
+TL_API int tl_child_wait(int pid);
+
 /* @api end */
 
 /* @api begin listener */
@@ -824,7 +838,8 @@ typedef struct tl__signal {
 
 typedef struct tl__child {
   tl__io io;
-  pid_t pid;
+  pid_t pid;  /* 0: reaped, the number may be another process */
+  int status; /* of a reaped child, or -errno */
 } tl__child;
 
 typedef struct tl__slot {
@@ -2254,13 +2269,35 @@ static ssize_t tl__recv(tl_loop *loop, const tl__stream *s, void *buffer, size_t
   return n < 0 ? -errno : n;
 }
 
+/* No flag keeps a pipe without reader from raising SIGPIPE: block it, and take the one raised.
+   Programs that ignore it, as Python does, pay one system call. */
+static ssize_t tl__write_pipe(int fd, struct iovec *iov, int count) {
+  struct sigaction action;
+  struct timespec none = {0, 0};
+  sigset_t broken, pending, former;
+  if (sigaction(SIGPIPE, NULL, &action) == 0 && action.sa_handler == SIG_IGN)
+    return writev(fd, iov, count);
+  sigemptyset(&broken);
+  sigaddset(&broken, SIGPIPE);
+  sigpending(&pending);                     /* one that was there before is not ours to take */
+  sigprocmask(SIG_BLOCK, &broken, &former); /* glibc, musl: of this thread */
+  ssize_t n = writev(fd, iov, count);
+  int error = errno;
+  if (n < 0 && error == EPIPE && !sigismember(&pending, SIGPIPE))
+    while (sigtimedwait(&broken, NULL, &none) < 0 && errno == EINTR) {
+    }
+  sigprocmask(SIG_SETMASK, &former, NULL);
+  errno = error;
+  return n;
+}
+
 static ssize_t tl__send(tl_loop *loop, tl__stream *s, struct iovec *iov, int count) {
   ssize_t n;
   do {
     loop->stats.syscalls++;
     struct msghdr msg = {.msg_iov = iov, .msg_iovlen = (size_t)count};
     if (!s->is_socket)
-      n = writev(s->io.fd, iov, count);
+      n = tl__write_pipe(s->io.fd, iov, count);
     else if (count == 1)
       n = send(s->io.fd, iov->iov_base, iov->iov_len, MSG_NOSIGNAL);
     else
@@ -2271,7 +2308,7 @@ static ssize_t tl__send(tl_loop *loop, tl__stream *s, struct iovec *iov, int cou
   return n < 0 ? -errno : n;
 }
 
-/* A terminal whose other end closed answers EIO, which means end of file. */
+/* A terminal whose other end closed answers EIO. */
 static bool tl__is_eof(const tl__stream *s, ssize_t n) {
   return n == 0 || (n == -EIO && !s->is_socket);
 }
@@ -2298,7 +2335,7 @@ static bool tl__stream_input(tl_loop *loop, tl__stream *s, tl_event *ev) {
     *ev = (tl_event){s->io.head.id, TL_EV_DATA, n, (int64_t)offset};
   } else if (tl__is_eof(s, n)) {
     tl__unwant(&s->io, TL_READ);
-    *ev = (tl_event){s->io.head.id, TL_EV_EOF, 0, 0};
+    *ev = (tl_event){s->io.head.id, TL_EV_EOF, n, 0};
   } else {
     tl__stream_break(loop, s, (int)n);
     *ev = (tl_event){s->io.head.id, TL_EV_ERROR, n, TL_READ};
@@ -2901,15 +2938,51 @@ TL_API tl_handle tl_child_watch(tl_loop *loop, int pid) {
   return error;
 }
 
-static bool tl__child_input(tl_loop *loop, tl__child *c, tl_event *ev) {
-  int status = 0;
+static int tl__child_reap(tl_loop *loop, tl__child *c) {
+  if (!c->pid) return c->status;
   loop->stats.syscalls++;
-  pid_t pid = waitpid(c->pid, &status, WNOHANG);
-  if (pid == 0) return false;
+  pid_t pid = waitpid(c->pid, &c->status, WNOHANG);
+  if (pid == 0) return -EAGAIN;
+  if (pid < 0) c->status = -errno;
+  c->pid = 0;
+  return c->status;
+}
+
+static bool tl__child_input(tl_loop *loop, tl__child *c, tl_event *ev) {
+  int status = tl__child_reap(loop, c);
+  if (status == -EAGAIN) return false;
   tl__unwant(&c->io, TL_READ);
   tl__trim(loop, &c->io);
-  *ev = (tl_event){c->io.head.id, TL_EV_CHILD, pid < 0 ? -errno : status, 0};
+  *ev = (tl_event){c->io.head.id, TL_EV_CHILD, status, 0};
   return true;
+}
+
+TL_API int tl_child_status(tl_loop *loop, tl_handle child) {
+  int error;
+  tl__child *c = tl__open(loop, child, TL__CHILD, &error);
+  return c ? tl__child_reap(loop, c) : error;
+}
+
+TL_API int tl_child_signal(tl_loop *loop, tl_handle child, int signo) {
+  int error;
+  tl__child *c = tl__open(loop, child, TL__CHILD, &error);
+  if (!c) return error;
+  if (!c->pid) return -ESRCH;
+#ifdef SYS_pidfd_send_signal
+  if (syscall(SYS_pidfd_send_signal, c->io.fd, signo, NULL, 0) == 0) return 0;
+  if (errno != ENOSYS && errno != EPERM) return -errno;
+#endif
+  /* A sandbox that lets pidfd_open pass but not this; or really not permitted: kill tells. */
+  return kill(c->pid, signo) < 0 ? -errno : 0;
+}
+
+TL_API int tl_child_wait(int pid) {
+  siginfo_t info;
+  int rc;
+  if (pid <= 0) return -ECHILD; /* waitid would take them for a group, or for any child */
+  do rc = waitid(P_PID, (id_t)pid, &info, WEXITED | WNOWAIT);
+  while (rc < 0 && errno == EINTR);
+  return rc < 0 ? -errno : 0;
 }
 
 // >>poll

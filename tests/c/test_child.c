@@ -148,3 +148,76 @@ TEST(stopped_children_have_not_ended) {
   t_close(loop, handle);
   t_end(loop);
 }
+
+TEST(signals_reach_the_child) {
+  tl_loop *loop = t_loop();
+  int leash;
+  pid_t pid = child(0, &leash);
+  tl_handle handle = ASSERT_OK(tl_child_watch(loop, pid));
+  ASSERT_EQ(tl_child_signal(loop, handle, 0), 0);
+  ASSERT_EQ(tl_child_signal(loop, handle, 1000), -EINVAL);
+  ASSERT_EQ(tl_child_signal(loop, handle, SIGTERM), 0);
+  int status = (int)t_expect(loop, handle, TL_EV_CHILD).result;
+  ASSERT_EQ(WTERMSIG(status), SIGTERM);
+  ASSERT_EQ(tl_child_signal(loop, handle, 0), -ESRCH);
+  t_close(loop, handle);
+  ASSERT_EQ(tl_child_signal(loop, handle, 0), TL_EBADH);
+  close(leash);
+  t_end(loop);
+}
+
+TEST(a_child_that_somebody_else_reaped_gets_no_signal) {
+  tl_loop *loop = t_loop();
+  pid_t pid = child(0, NULL);
+  ASSERT_EQ(tl_child_wait(pid), 0);
+  tl_handle handle = ASSERT_OK(tl_child_watch(loop, pid));
+  ASSERT_EQ(tl_child_signal(loop, handle, 0), 0); /* ended, but its number is still its own */
+  ASSERT_EQ(waitpid(pid, NULL, 0), pid);
+  ASSERT_EQ(tl_child_signal(loop, handle, 0), -ESRCH);
+  t_close(loop, handle);
+  t_end(loop);
+}
+
+TEST(waiting_in_a_thread_leaves_the_child_to_be_reaped) {
+  int leash, status;
+  pid_t pid = child(7, &leash);
+  close(leash);
+  ASSERT_EQ(tl_child_wait(pid), 0);
+  ASSERT_EQ(tl_child_wait(pid), 0);
+  ASSERT_EQ(waitpid(pid, &status, 0), pid);
+  ASSERT_EQ(WEXITSTATUS(status), 7);
+  ASSERT_EQ(tl_child_wait(pid), -ECHILD);
+  ASSERT_EQ(tl_child_wait(getpid()), -ECHILD);
+  ASSERT_EQ(tl_child_wait(0), -ECHILD);
+  ASSERT_EQ(tl_child_wait(-1), -ECHILD);
+}
+
+TEST(the_status_can_be_asked_for_before_and_after_the_event) {
+  tl_loop *loop = t_loop();
+  int leash;
+  pid_t pid = child(3, &leash);
+  tl_handle handle = ASSERT_OK(tl_child_watch(loop, pid));
+  ASSERT_EQ(tl_child_status(loop, handle), -EAGAIN);
+  close(leash);
+  ASSERT_EQ(tl_child_wait(pid), 0);
+  ASSERT_EQ(WEXITSTATUS(tl_child_status(loop, handle)), 3);
+  expect_reaped(pid);
+  ASSERT_EQ(WEXITSTATUS((int)t_expect(loop, handle, TL_EV_CHILD).result), 3);
+  ASSERT_EQ(WEXITSTATUS(tl_child_status(loop, handle)), 3);
+  t_quiet(loop);
+  t_close(loop, handle);
+  ASSERT_EQ(tl_child_status(loop, handle), TL_EBADH);
+  t_end(loop);
+}
+
+TEST(the_status_that_somebody_else_took_is_lost) {
+  tl_loop *loop = t_loop();
+  pid_t pid = child(3, NULL);
+  ASSERT_EQ(tl_child_wait(pid), 0);
+  tl_handle handle = ASSERT_OK(tl_child_watch(loop, pid));
+  ASSERT_EQ(waitpid(pid, NULL, 0), pid);
+  ASSERT_EQ(tl_child_status(loop, handle), -ECHILD);
+  ASSERT_EQ(t_expect(loop, handle, TL_EV_CHILD).result, -ECHILD);
+  t_close(loop, handle);
+  t_end(loop);
+}

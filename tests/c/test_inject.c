@@ -728,6 +728,24 @@ TEST(a_child_without_pidfd) {
   t_end(loop);
 }
 
+/* A sandbox may know pidfd_open but not pidfd_send_signal. */
+TEST(signals_reach_a_child_also_without_pidfd_send_signal) {
+  tl_loop *loop = t_loop();
+  pid_t pid = ASSERT_SYS(fork());
+  if (pid == 0)
+    for (;;) pause();
+  tl_handle handle = ASSERT_OK(tl_child_watch(loop, pid));
+  script(PIDFD, 0, 1, EPERM);
+  ASSERT_EQ(tl_child_signal(loop, handle, 1000), -EINVAL);
+  script(PIDFD, 0, 1, ENOSYS);
+  ASSERT_EQ(tl_child_signal(loop, handle, SIGKILL), 0);
+  ASSERT_EQ(WTERMSIG((int)t_expect(loop, handle, TL_EV_CHILD).result), SIGKILL);
+  script(PIDFD, 0, 1, ENOSYS);
+  ASSERT_EQ(tl_child_signal(loop, handle, 0), -ESRCH);
+  t_close(loop, handle);
+  t_end(loop);
+}
+
 TEST(tuning_that_fails_is_no_error) {
   tl_loop *loop = t_loop();
   tl_addr addr;
