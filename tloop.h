@@ -568,7 +568,8 @@ TL_API int64_t tl_stream_writev(tl_loop *loop, tl_handle stream, const tl_buf *b
    Returns: how many answers are not 0, -EINVAL for count < 0. Thread: loop. */
 TL_API int tl_stream_write_batch(tl_loop *loop, int64_t *rows, int count, const void *data);
 
-/* Bytes in the queue of a stream or UDP handle.
+/* Bytes in the queue of a stream or UDP handle. A datagram counts TL_DATAGRAM_HEADER more than it
+   has, so that empty ones are bounded, too.
    Returns: bytes, TL_EBADH, TL_EKIND. Thread: loop. */
 TL_API int64_t tl_queued(const tl_loop *loop, tl_handle handle);
 
@@ -578,7 +579,7 @@ TL_API int64_t tl_queued(const tl_loop *loop, tl_handle handle);
 TL_API int tl_watermarks(tl_loop *loop, tl_handle handle, int64_t high, int64_t low);
 
 /* Drop what is in the queue of a stream or UDP handle; no TL_EV_DRAIN comes for it.
-   Returns: the number of bytes dropped, TL_EBADH, TL_EKIND. Thread: loop. */
+   Returns: what tl_queued would have said, TL_EBADH, TL_EKIND. Thread: loop. */
 TL_API int64_t tl_discard(tl_loop *loop, tl_handle handle);
 
 /* Half-close: after the queue is sent, tell the peer that no more comes. Reading goes on.
@@ -592,6 +593,9 @@ TL_API int tl_stream_close(tl_loop *loop, tl_handle stream);
 /* @api end */
 
 /* @api begin udp */
+
+/* What a queued datagram counts besides its bytes; as asyncio's. */
+enum { TL_DATAGRAM_HEADER = 8 };
 
 /* Make a datagram socket bound to addr (IP or Unix). flags: TL_REUSEPORT, TL_IPV6ONLY,
    TL_BROADCAST.
@@ -2788,7 +2792,7 @@ static void tl__packet_drop(tl_loop *loop, tl__udp *u) {
   tl__packet *p = u->first;
   u->first = p->next;
   if (!u->first) u->last = NULL;
-  tl__flow_sub(loop, &u->flow, p->nbytes);
+  tl__flow_sub(loop, &u->flow, p->nbytes + TL_DATAGRAM_HEADER);
   tl__free(loop, p);
 }
 
@@ -2820,7 +2824,7 @@ static int64_t tl__packet_add(tl_loop *loop, tl__udp *u, const tl_datagram *d) {
   else
     u->first = p;
   u->last = p;
-  tl__flow_add(loop, &u->flow, d->nbytes);
+  tl__flow_add(loop, &u->flow, d->nbytes + TL_DATAGRAM_HEADER);
   return u->flow.queued;
 }
 

@@ -8,8 +8,10 @@ import inspect
 import logging
 import os
 import ssl
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import cast
 
 import pytest
@@ -141,6 +143,13 @@ def nothing_left_behind(request: pytest.FixtureRequest, asyncio_log: AsyncioLog)
     assert not asyncio_log.messages, "the loop logged what the test did not expect"
     assert not left(), "file descriptors left open"
     assert not set(threading.enumerate()) - threads, "threads left running"
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """An empty folder whose path is short enough for names of Unix sockets."""
+    with tempfile.TemporaryDirectory(prefix="tl-") as path:
+        yield Path(path)
 
 
 @pytest.fixture

@@ -6,9 +6,12 @@ import os
 import socket
 import struct
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tloop_py._ffi import ADDR_BYTES, ffi
+from tloop_py._ffi import ADDR_BYTES, ffi, lib
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # tl_addr: u32 nbytes, u32 unused, then the sockaddr, which begins with the family (native order).
 _HEAD = struct.Struct("=I4xH")
@@ -32,7 +35,7 @@ def parse(raw: bytes) -> Any:
         return socket.inet_ntop(family, ip), port, flow, scope
     if family == socket.AF_UNIX:
         return _parse_unix(raw[10 : 8 + nbytes])
-    if family == getattr(socket, "AF_NETLINK", None):
+    if family == socket.AF_NETLINK:
         return struct.unpack_from("=II", raw, 12)
     return family, raw[10 : 8 + nbytes]
 
@@ -45,30 +48,44 @@ def _parse_unix(path: bytes) -> str | bytes:
 
 @lru_cache(maxsize=4096)
 def pack(family: int, address: Any) -> Any:
-    """A `tl_addr *` for an address that needs no resolving, or None: let the socket module judge.
+    """A `tl_addr *` for an address that needs no resolving.
 
-    The result is shared and must not be changed.
+    The result is shared and must not be changed. Raises an exception of any kind for what only the
+    socket module can judge: host names, nonsense.
     """
-    if family == socket.AF_INET:
-        host, port = address
-        data = struct.pack("=H", family) + struct.pack("!H4s8x", port, _ip(family, host))
-    elif family == socket.AF_INET6 and len(address) == 2:
-        host, port = address
-        data = struct.pack("=H", family) + _pack6(port, 0, _ip(family, host), 0)
-    elif family == socket.AF_INET6:
-        host, port, flow, scope = address
-        data = struct.pack("=H", family) + _pack6(port, flow, _ip(family, host), scope)
-    else:
-        return None
-    raw = struct.pack("=I4x", len(data)) + data
     result = ffi.new("tl_addr *")
+    if family == socket.AF_UNIX:
+        path = os.fsencode(address) if isinstance(address, str) else address
+        if lib.tl_addr_unix(result, path, len(path)) < 0:
+            raise ValueError("no path of a Unix socket")
+        return result
+    data = struct.pack("=H", family) + _packers[family](*address)
+    raw = struct.pack("=I4x", len(data)) + data
     ffi.buffer(result)[:] = raw.ljust(ADDR_BYTES, b"\0")
     return result
 
 
-def _ip(family: int, host: str) -> bytes:
-    return socket.inet_pton(family, host)
+def _pack4(host: str, port: int) -> bytes:
+    return struct.pack("!H4s8x", port, socket.inet_pton(socket.AF_INET, _names.get(host, host)))
 
 
-def _pack6(port: int, flow: int, ip: bytes, scope: int) -> bytes:
+_names = {"": "0.0.0.0", "<broadcast>": "255.255.255.255"}  # as the socket module reads them
+
+
+def _pack6(host: str, port: int, flow: int = 0, scope: int = 0) -> bytes:
+    ip = socket.inet_pton(socket.AF_INET6, host)
     return struct.pack("!HI16s", port, flow, ip) + struct.pack("=I", scope)
+
+
+def _pack_netlink(port: int, groups: int) -> bytes:
+    return struct.pack("=2xII", port, groups)
+
+
+_packers: dict[int, Callable[..., bytes]] = {
+    socket.AF_INET: _pack4,
+    socket.AF_INET6: _pack6,
+    socket.AF_NETLINK: _pack_netlink,
+}
+
+# The families whose addresses are read and made here.
+FAMILIES = frozenset({socket.AF_UNIX, *_packers})

@@ -81,6 +81,7 @@ class FlowControl(transports._FlowControlMixin):
 
 # Untyped parts of asyncio's modules.
 base_events: Any = asyncio.base_events
+selector_events: Any = asyncio.selector_events
 
 
 class SSLTransportBase(sslproto._SSLProtocolTransport):

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
 import socket
-import struct
 from typing import Any
 
 from tloop_py import _addr
-from tloop_py._base import BaseLoop
-from tloop_py._ffi import ADDR_BYTES, DATAGRAM, DRAIN, KEEP_FD, ffi, lib, oserror
+from tloop_py._base import BaseLoop, selector_events
+from tloop_py._ffi import ADDR_BYTES, DRAIN, ERROR, KEEP_FD, WRITE, ffi, lib, oserror
 from tloop_py._transport import Transport, adopt
 
 
 class DatagramTransport(Transport, asyncio.DatagramTransport):
     """A datagram socket; address: the only peer that datagrams may be sent to."""
 
-    __slots__ = ("_address", "_connected", "_family")
+    __slots__ = ("_address", "_connected", "_family", "_held")
 
     def __init__(
         self,
@@ -33,6 +30,8 @@ class DatagramTransport(Transport, asyncio.DatagramTransport):
         self._address = address
         super().__init__(loop, protocol, handle, sock, extra, None)
         self._family = sock.family
+        self._held: list[tuple[bytes, Any]] = []  # received, but paused within the same batch
+        self.get_extra_info("sockname")  # as it is now: the first sendto() may bind the socket
         self._connected = bool(self.get_extra_info("peername"))
         self._begin(waiter)
 
@@ -50,18 +49,42 @@ class DatagramTransport(Transport, asyncio.DatagramTransport):
                 self._fatal_error(oserror(rc), "Fatal read error on datagram transport")
 
     def _stop_reading(self) -> None:
+        self._held.clear()
         lib.tl_udp_read_stop(self._c, self._handle)
+
+    def pause_reading(self) -> None:
+        if self.is_reading():
+            self._paused = True
+            lib.tl_udp_read_stop(self._c, self._handle)
+
+    def resume_reading(self) -> None:
+        if self._closing or not self._paused:
+            return
+        self._paused = False
+        self._loop.call_soon(self._deliver_held)
+        self._start_reading()
+
+    def _deliver_held(self) -> None:
+        try:
+            while self._held and self.is_reading():
+                self._protocol.datagram_received(*self._held.pop(0))
+        finally:
+            if self._held and self.is_reading():  # the protocol has raised
+                self._loop.call_soon(self._deliver_held)
 
     def _event(self, kind: int, result: int, offset: int) -> None:
         if kind == DRAIN:
             self._drained()
-        elif self._closing:
-            return
-        elif kind == DATAGRAM:
+        elif kind == ERROR:
+            if not self._closing or (offset == WRITE and not self._conn_lost):
+                self._protocol.error_received(oserror(result))
+        elif not self._closing:
             address = _addr.parse(self._arena[offset - ADDR_BYTES : offset])
-            self._protocol.datagram_received(self._arena[offset : offset + result], address)
-        else:
-            self._protocol.error_received(oserror(result))
+            data = self._arena[offset : offset + result]
+            if self._paused or self._held:
+                self._held.append((data, address))
+            else:
+                self._protocol.datagram_received(data, address)
 
     # -- sending ----------------------------------------------------------------------------------
 
@@ -87,47 +110,67 @@ class DatagramTransport(Transport, asyncio.DatagramTransport):
         target = ffi.NULL if self._connected else self._target(addr)
         if target is None:
             self._send_by_socket(data, addr)
-            return
-        data = bytes(data)
-        self._sent(lib.tl_udp_send(self._c, self._handle, data, len(data), target))
+        else:
+            self._send(data, target)
 
     def _target(self, addr: Any) -> Any:
         try:
             return _addr.pack(self._family, addr)
-        except (TypeError, ValueError, OSError, OverflowError, LookupError, struct.error):
-            return None  # a host name, or nonsense: the socket module tells
+        except Exception:
+            return None  # a host name, or nonsense
+
+    def _send(self, data: bytes | bytearray | memoryview, target: Any) -> None:
+        data = bytes(data)
+        self._sent(lib.tl_udp_send(self._c, self._handle, data, len(data), target))
 
     def _send_by_socket(self, data: bytes | bytearray | memoryview, addr: Any) -> None:
-        assert self._sock is not None
+        """The socket module resolves the address, which blocks, or tells what is wrong with it."""
         try:
-            self._sock.sendto(data, addr)
-        except BlockingIOError:
-            self._queue_resolved(bytes(data), addr)
+            # What waits already must not be overtaken.
+            if not self.get_write_buffer_size() and self._sent_at_once(data, addr):
+                return
+            target = _addr.pack(self._family, self._resolve(*addr))
         except OSError as exc:
             self._protocol.error_received(exc)
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as exc:
             self._fatal_error(exc, "Fatal write error on datagram transport")
-
-    def _queue_resolved(self, data: bytes, addr: Any) -> None:
-        """The kernel has no room now for a datagram whose address only the socket module reads."""
-        if self._family == socket.AF_UNIX:
-            raw = ffi.new("tl_addr *")
-            path = os.fsencode(addr)
-            lib.tl_addr_unix(raw, path, len(path))
         else:
-            info = socket.getaddrinfo(addr[0], addr[1], self._family, socket.SOCK_DGRAM)
-            raw = _addr.pack(self._family, info[0][4])
-        self._sent(lib.tl_udp_send(self._c, self._handle, data, len(data), raw))
+            self._send(data, target)
+
+    def _sent_at_once(self, data: bytes | bytearray | memoryview, addr: Any) -> bool:
+        assert self._sock is not None
+        try:
+            self._sock.sendto(data, addr)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _resolve(self, host: str, *rest: int) -> tuple[Any, ...]:
+        info = socket.getaddrinfo(host, None, self._family, socket.SOCK_DGRAM)
+        return (info[0][4][0], *rest)
 
     def _sent(self, queued: int) -> None:
         if queued > 0:
             self._maybe_pause_protocol()
         elif queued < 0:
-            if queued == -errno.EBADF and self._loop.is_closed():
+            if self._loop.is_closed():
                 raise RuntimeError("Event loop is closed")
             self._protocol.error_received(oserror(queued))
+
+
+class SocketDatagramTransport(selector_events._SelectorDatagramTransport):  # type: ignore[misc]
+    """asyncio's own transport, for families whose addresses only the socket module understands.
+    It receives and sends; the C core tells it when."""
+
+    def __repr__(self) -> str:  # asyncio's asks a selector
+        state = "closed" if self._sock is None else "closing" if self._closing else "open"
+        return f"<{type(self).__name__} {state} fd={self._sock_fd}>"
+
+    def _call_connection_lost(self, exc: BaseException | None) -> None:
+        self._loop._transports.pop(self._sock_fd, None)
+        super()._call_connection_lost(exc)
 
 
 class DatagramMixin(BaseLoop):
@@ -141,4 +184,5 @@ class DatagramMixin(BaseLoop):
     ) -> asyncio.DatagramTransport:
         self._ensure_fd_no_transport(sock)
         self._forget_descriptor(sock.fileno())
-        return DatagramTransport(self, sock, protocol, address, waiter, extra)
+        kind = DatagramTransport if sock.family in _addr.FAMILIES else SocketDatagramTransport
+        return kind(self, sock, protocol, address, waiter, extra)

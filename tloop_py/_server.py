@@ -194,7 +194,7 @@ class ServerMixin(TLSMixin):
                     **accepted,
                 )
 
-        self._forget_descriptor(sock.fileno())
+        self._forget_descriptor(self._ensure_fd_no_transport(sock))
         self._acceptors[sock] = _Acceptor(self, sock, protocol_factory, server, make_tls)
 
     def _stop_serving(self, sock: socket.socket) -> None:

@@ -223,10 +223,13 @@ class SockMixin(BaseLoop):
             entry = self._check_descriptor(sock)
         return entry
 
-    def _check_descriptor(self, sock: socket.socket) -> _Descriptor:
+    def _check_socket(self, sock: socket.socket) -> None:
         base_events._check_ssl_socket(sock)
         if self._debug and sock.gettimeout() != 0:
             raise ValueError("the socket must be non-blocking")
+
+    def _check_descriptor(self, sock: socket.socket) -> _Descriptor:
+        self._check_socket(sock)
         fd = sock.fileno()
         entry = self._descriptors.get(fd)
         if entry is not None:
@@ -297,12 +300,16 @@ class SockMixin(BaseLoop):
     def _add(
         self, fd: Any, side: str, callback: Callable[..., object], args: tuple[Any, ...]
     ) -> None:
+        self._watch_side(self._ensure_fd_no_transport(fd), side, callback, args)
+
+    def _watch_side(
+        self, fd: int, side: str, callback: Callable[..., object], args: tuple[Any, ...]
+    ) -> None:
         self._check_closed()
-        entry = self._entry(self._ensure_fd_no_transport(fd))
         handle = events.Handle(callback, args, self, None)
         if handle._source_traceback:  # type: ignore[attr-defined]
-            del handle._source_traceback[-2:]  # type: ignore[attr-defined]
-        self._swap(entry, side, handle)
+            del handle._source_traceback[-3:]  # type: ignore[attr-defined]
+        self._swap(self._entry(fd), side, handle)
 
     def _entry(self, fd: int) -> _Descriptor:
         entry = self._descriptors.get(fd)
@@ -329,12 +336,28 @@ class SockMixin(BaseLoop):
             self._forget_descriptor(entry.fd)
 
     def _remove(self, fd: Any, side: str) -> bool:
-        fd = self._ensure_fd_no_transport(fd)
+        return self._unwatch_side(self._ensure_fd_no_transport(fd), side)
+
+    def _unwatch_side(self, fd: int, side: str) -> bool:
         entry = self._descriptors.get(fd)
         if entry is None or getattr(entry, side) is None:
             return False
         self._swap(entry, side, None)
         return True
+
+    # What asyncio's own transports ask of their loop: as above, also for a transport's descriptor.
+
+    def _add_reader(self, fd: int, callback: Callable[..., object], *args: Any) -> None:
+        self._watch_side(fd, "reader", callback, args)
+
+    def _remove_reader(self, fd: int) -> bool:
+        return self._unwatch_side(fd, "reader")
+
+    def _add_writer(self, fd: int, callback: Callable[..., object], *args: Any) -> None:
+        self._watch_side(fd, "writer", callback, args)
+
+    def _remove_writer(self, fd: int) -> bool:
+        return self._unwatch_side(fd, "writer")
 
     def _run_side(self, entry: _Descriptor, side: str, handle: asyncio.Handle) -> None:
         if handle.cancelled():
@@ -434,13 +457,12 @@ class SockMixin(BaseLoop):
 
     async def sock_connect(self, sock: socket.socket, address: Any) -> None:
         """Connect; host names are resolved by the executor."""
-        entry = self._descriptor_of(sock)
+        self._check_socket(sock)
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             resolved = await self._ensure_resolved(
                 address, family=sock.family, type=sock.type, proto=sock.proto, loop=self
             )
             address = resolved[0][4]
-            entry = self._descriptor_of(sock)  # time has passed
         try:
             sock.connect(address)
             return
@@ -448,6 +470,7 @@ class SockMixin(BaseLoop):
             if sock.family == socket.AF_UNIX:
                 await _connect_patiently(sock, address)
                 return
+        entry = self._descriptor_of(sock)
 
         def attempt(_: None) -> None:
             error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)

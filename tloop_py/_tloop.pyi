@@ -9,6 +9,7 @@ class _Lib:
     TL_CAP_EDGE: int
     TL_CAP_FD: int
     TL_CAP_VIRTUAL: int
+    TL_DATAGRAM_HEADER: int
     TL_EBACKEND: int
     TL_EBADH: int
     TL_EDGE: int

@@ -484,7 +484,7 @@ TEST(batches_that_are_sent_in_parts) {
   scripts[SENDMMSG].cap = 3;
   script(SENDTO, 0, 1, EAGAIN); /* the first one waits, so the others queue behind it */
   int minus = -1;
-  ASSERT_EQ(tl_udp_send(loop, udp, &minus, sizeof minus, &addr), sizeof(int));
+  ASSERT_EQ(tl_udp_send(loop, udp, &minus, sizeof minus, &addr), sizeof(int) + TL_DATAGRAM_HEADER);
   ASSERT_EQ(tl_udp_send_batch(loop, udp, items, N), N);
   for (int i = -1; i < N; i++) {
     tl_event event = t_until(loop, udp, TL_EV_DATAGRAM);
@@ -612,8 +612,8 @@ TEST(failing_datagrams) {
   ASSERT_EQ(t_expect(loop, udp, TL_EV_ERROR).result, -ECONNREFUSED);
   ASSERT_EQ(t_expect(loop, udp, TL_EV_DATAGRAM).result, 1); /* receiving goes on */
   script(SENDTO, 0, 1, EAGAIN);
-  ASSERT_EQ(tl_udp_send(loop, udp, "a", 1, &addr), 1);
-  ASSERT_EQ(tl_udp_send(loop, udp, "b", 1, &addr), 2);
+  ASSERT_EQ(tl_udp_send(loop, udp, "a", 1, &addr), 1 + TL_DATAGRAM_HEADER);
+  ASSERT_EQ(tl_udp_send(loop, udp, "b", 1, &addr), 2 + 2 * TL_DATAGRAM_HEADER);
   script(SENDMMSG, 0, 1, EHOSTUNREACH); /* costs one datagram, not the others */
   ASSERT_EQ(t_expect(loop, udp, TL_EV_ERROR).result, -EHOSTUNREACH);
   tl_event event = t_until(loop, udp, TL_EV_DATAGRAM);

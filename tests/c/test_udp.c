@@ -501,10 +501,19 @@ TEST(closing_drops_the_queue) {
   end_jam(&j);
 }
 
+TEST(empty_datagrams_count_in_the_queue) {
+  jam j = make_jam(true);
+  int64_t before = tl_queued(j.loop, j.udp);
+  ASSERT_EQ(tl_udp_send(j.loop, j.udp, NULL, 0, NULL), before + TL_DATAGRAM_HEADER);
+  ASSERT_EQ(tl_discard(j.loop, j.udp), before + TL_DATAGRAM_HEADER);
+  ASSERT_EQ(tl_queued(j.loop, j.udp), 0);
+  end_jam(&j);
+}
+
 TEST(discard_drops_datagrams_silently) {
   jam j = make_jam(true);
   send_more(&j, 5, true);
-  ASSERT_EQ(tl_discard(j.loop, j.udp), 6 * sizeof(int));
+  ASSERT_EQ(tl_discard(j.loop, j.udp), 6 * (sizeof(int) + TL_DATAGRAM_HEADER));
   j.sent -= 6;
   int got;
   for (int i = 0; i < j.sent; i++) {
