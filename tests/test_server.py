@@ -1,4 +1,4 @@
-"""Servers: serving, closing, waiting, their sockets, their clients, and running out of fds."""
+"""Servers: serving, closing, waiting, their sockets and options, their clients."""
 
 from __future__ import annotations
 
@@ -6,64 +6,26 @@ import asyncio
 import contextlib
 import errno
 import socket
-import ssl
+import struct
 import sys
 from typing import Any
 
 import pytest
 from loopkit import (
-    PATIENCE,
     Echo,
     Loop,
+    LoopFactory,
     Recorder,
     collect,
     end_of,
     listening,
-    read_all,
-    run_python,
     turns,
     until,
     warnings_seen,
 )
+from serverkit import Accepted, connect, leave, serve
 
 pytestmark = pytest.mark.usefixtures("loop")
-
-
-class Accepted:
-    """A protocol factory that remembers what it made."""
-
-    def __init__(self, kind: type[Recorder] = Echo) -> None:
-        self.kind = kind
-        self.made: list[Recorder] = []
-
-    def __call__(self) -> Recorder:
-        self.made.append(self.kind())
-        return self.made[-1]
-
-    def ready(self) -> bool:
-        return any(protocol.transport for protocol in self.made)
-
-    @property
-    def open(self) -> list[Recorder]:
-        return [protocol for protocol in self.made if not protocol.lost]
-
-
-async def serve(loop: Loop, accepted: Accepted, **options: Any) -> Any:
-    return await loop.create_server(accepted, "127.0.0.1", 0, **options)
-
-
-async def connect(loop: Loop, server: Any) -> tuple[Any, Recorder]:
-    """A client that the server has accepted."""
-    transport, client = await loop.create_connection(Recorder, *server.sockets[0].getsockname())
-    transport.write(b"hello")
-    await client.received(5)
-    return transport, client
-
-
-async def leave(accepted: Accepted, *clients: tuple[Any, Recorder]) -> None:
-    for transport, _ in clients:
-        transport.close()
-    await until(lambda: not accepted.open and all(client.lost for _, client in clients))
 
 
 async def test_a_server_tells_its_state(loop: Loop) -> None:
@@ -105,6 +67,22 @@ async def test_serve_forever_ends_when_cancelled(loop: Loop) -> None:
     assert not server.is_serving()
 
 
+async def test_serve_forever_cancelled_with_a_client(loop: Loop) -> None:
+    """From 3.12 on it waits for the client, from 3.14 on it closes it."""
+    accepted = Accepted()
+    server = await serve(loop, accepted)
+    serving = loop.create_task(server.serve_forever())
+    client = await connect(loop, server)
+    serving.cancel()
+    await turns(10)
+    if sys.version_info < (3, 14):
+        assert serving.done() is (sys.version_info < (3, 12))
+        client[0].close()
+    with pytest.raises(asyncio.CancelledError):
+        await serving
+    await leave(accepted, client)
+
+
 async def test_serve_forever_ends_when_the_server_is_closed(loop: Loop) -> None:
     server = await serve(loop, Accepted())
     serving = loop.create_task(server.serve_forever())
@@ -132,6 +110,60 @@ async def test_async_with_closes_the_server(loop: Loop) -> None:
     async with await serve(loop, accepted) as server:
         await leave(accepted, await connect(loop, server))
     assert not server.is_serving()
+
+
+async def test_a_closed_server_cannot_serve_again(loop: Loop) -> None:
+    server = await serve(loop, Accepted())
+    server.close()
+    for method in (server.serve_forever, server.__aenter__):
+        with contextlib.suppress(RuntimeError):
+            await method()
+    assert not server.is_serving()
+
+
+def test_a_server_that_nobody_holds_still_serves(loop_factory: LoopFactory) -> None:
+    """Until its loop is gone."""
+    loop = loop_factory()
+    accepted = Accepted()
+
+    async def forgotten() -> Any:
+        server = await serve(asyncio.get_running_loop(), accepted)
+        return server.sockets[0].getsockname()
+
+    async def use(address: Any) -> None:
+        running = asyncio.get_running_loop()
+        transport, client = await running.create_connection(Recorder, *address)
+        transport.write(b"anyone?")
+        await client.received(7)
+        transport.close()
+        await until(lambda: client.lost and not accepted.open)
+
+    with warnings_seen() as seen:
+        address = loop.run_until_complete(forgotten())
+        collect()
+        loop.run_until_complete(use(address))
+        loop.close()
+        del loop
+        collect()
+    assert any("unclosed <socket.socket" in text for text in seen)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address)
+
+
+async def test_repr_shows_the_sockets(loop: Loop) -> None:
+    server = await serve(loop, Accepted())
+    port = server.sockets[0].getsockname()[1]
+    assert repr(server).startswith("<Server sockets=(<asyncio.TransportSocket fd=")
+    assert str(port) in repr(server)
+    server.close()
+    assert repr(server) == "<Server sockets=()>"
+
+
+async def test_sockets_of_a_server_cannot_be_misused(loop: Loop) -> None:
+    server = await serve(loop, Accepted())
+    for method in ("accept", "recv", "send", "close"):
+        assert not hasattr(server.sockets[0], method)
+    server.close()
 
 
 async def test_clients_live_on_when_their_server_is_closed(loop: Loop) -> None:
@@ -162,6 +194,26 @@ async def test_wait_closed_waits_for_the_clients(loop: Loop) -> None:
     await server.wait_closed()
 
 
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="wait_closed waits since Python 3.12")
+async def test_wait_closed_did_not_wait_for_the_clients(loop: Loop) -> None:
+    accepted = Accepted()
+    server = await serve(loop, accepted)
+    client = await connect(loop, server)
+    server.close()
+    await server.wait_closed()
+    assert accepted.open
+    await leave(accepted, client)
+
+
+async def test_wait_closed_waits_for_close(loop: Loop) -> None:
+    server = await serve(loop, Accepted())
+    waiting = loop.create_task(server.wait_closed())
+    await turns(10)
+    assert not waiting.done()
+    server.close()
+    await waiting
+
+
 async def test_wait_closed_returns_when_no_client_is_left(loop: Loop) -> None:
     accepted = Accepted()
     server = await serve(loop, accepted)
@@ -185,6 +237,21 @@ async def test_the_server_can_end_its_clients(loop: Loop, method: str) -> None:
 
 
 @pytest.mark.skipif(sys.version_info < (3, 13), reason="close_clients came with Python 3.13")
+async def test_clients_that_nobody_holds_are_closed_too(loop: Loop) -> None:
+    """The server refers to its transports weakly; the loop keeps them."""
+    server = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0)
+    clients = [
+        await loop.create_connection(Recorder, *server.sockets[0].getsockname()) for _ in "ab"
+    ]
+    await turns(5)
+    collect()
+    server.close()
+    server.close_clients()
+    await server.wait_closed()
+    await end_of(*(client for _, client in clients))
+
+
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="close_clients came with Python 3.13")
 async def test_close_clients_sends_what_was_written_and_abort_clients_does_not(
     loop: Loop,
 ) -> None:
@@ -204,16 +271,6 @@ async def test_close_clients_sends_what_was_written_and_abort_clients_does_not(
         await end_of(*accepted.made)
 
 
-async def test_a_server_accepts_many_clients_in_one_go(loop: Loop) -> None:
-    accepted = Accepted()
-    async with listening(accepted, backlog=200) as address:
-        raw = [socket.create_connection(address) for _ in range(150)]
-        await until(lambda: len(accepted.open) == 150)
-        for sock in raw:
-            sock.close()
-        await until(lambda: not accepted.open)
-
-
 async def test_a_server_listens_on_several_hosts(loop: Loop) -> None:
     accepted = Accepted()
     server = await loop.create_server(accepted, ["127.0.0.1", "::1"], 0)
@@ -226,9 +283,26 @@ async def test_a_server_listens_on_several_hosts(loop: Loop) -> None:
     server.close()
 
 
-async def test_no_host_means_every_address(loop: Loop) -> None:
-    server = await loop.create_server(Echo, None, 0)
-    assert socket.AF_INET in {sock.family for sock in server.sockets}
+async def test_a_host_named_twice_is_served_once(loop: Loop) -> None:
+    server = await loop.create_server(Echo, ["127.0.0.1", "127.0.0.1"], 0)
+    assert len(server.sockets) == 1
+    server.close()
+
+
+@pytest.mark.parametrize("host", [None, ""])
+async def test_both_families_can_be_served(loop: Loop, host: str | None) -> None:
+    """Each has a socket, and a port, of its own."""
+    accepted = Accepted()
+    server = await loop.create_server(accepted, host, 0)
+    by_family = {sock.family: sock for sock in server.sockets}
+    assert set(by_family) == {socket.AF_INET, socket.AF_INET6}
+    assert by_family[socket.AF_INET6].getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+    for family, near in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+        port = by_family[family].getsockname()[1]
+        transport, client = await loop.create_connection(Recorder, near, port)
+        transport.close()
+        await end_of(client)
+    await until(lambda: len(accepted.made) == 2 and not accepted.open)
     server.close()
 
 
@@ -237,10 +311,19 @@ async def test_an_address_in_use_is_refused(loop: Loop) -> None:
         with pytest.raises(OSError, match="address already in use") as caught:
             await loop.create_server(Echo, host, port)
         assert caught.value.errno == errno.EADDRINUSE
-        assert str(port) in str(caught.value)
+        text = f"error while attempting to bind on address ('127.0.0.1', {port}): "
+        assert text in str(caught.value)
+
+
+async def test_of_several_hosts_all_must_be_free(loop: Loop) -> None:
+    """B4: the socket of the first one is closed."""
+    async with listening(Echo) as (host, port):
+        with pytest.raises(OSError, match="address already in use"):
+            await loop.create_server(Echo, ["::1", host], port)
 
 
 async def test_an_address_of_another_machine_is_refused(loop: Loop) -> None:
+    loop.set_debug(False)  # debug mode of 3.13 logs it, too
     with pytest.raises(OSError, match=r"assign requested address|bind on"):
         await loop.create_server(Echo, "203.0.113.1", 0)
 
@@ -248,6 +331,22 @@ async def test_an_address_of_another_machine_is_refused(loop: Loop) -> None:
 async def test_a_port_out_of_range_is_refused(loop: Loop) -> None:
     with pytest.raises(OverflowError):
         await loop.create_server(Echo, "127.0.0.1", 70_000)
+
+
+@pytest.mark.parametrize("reuse", [None, True, False])
+async def test_reuse_address_is_the_default(loop: Loop, reuse: bool | None) -> None:
+    server = await loop.create_server(Echo, "127.0.0.1", 0, reuse_address=reuse)
+    sock = server.sockets[0]
+    assert bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)) is (reuse is not False)
+    assert not sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT)
+    server.close()
+
+
+async def test_the_backlog_is_the_kernels(loop: Loop) -> None:
+    server = await loop.create_server(Echo, "127.0.0.1", 0, backlog=7)
+    info = server.sockets[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
+    assert struct.unpack_from("=I", info, 28) == (7,)  # of a listener: its limit
+    server.close()
 
 
 async def test_reuse_port_lets_two_servers_share(loop: Loop) -> None:
@@ -275,6 +374,18 @@ async def test_an_existing_socket_can_be_served(loop: Loop) -> None:
     server.close()
 
 
+async def test_a_socket_that_does_not_listen_yet_can_be_served(loop: Loop) -> None:
+    accepted = Accepted()
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    sock.setblocking(True)
+    server = await loop.create_server(accepted, sock=sock)
+    assert sock.gettimeout() == 0
+    await leave(accepted, await connect(loop, server))
+    server.close()
+    assert sock.fileno() == -1
+
+
 @pytest.mark.parametrize("options", [{}, {"host": "127.0.0.1", "port": 0, "sock": ...}])
 async def test_contradicting_arguments_are_refused(loop: Loop, options: dict[str, Any]) -> None:
     with socket.socket() as sock:
@@ -284,106 +395,16 @@ async def test_contradicting_arguments_are_refused(loop: Loop, options: dict[str
             await loop.create_server(Echo, **options)
 
 
-async def test_a_factory_that_fails_does_not_stop_the_server(loop: Loop) -> None:
-    """B4: the accepted socket is closed."""
-    loop.set_debug(False)  # a report would keep alive the socket that asyncio merely forgets
-    accepted = Accepted()
-    failures = [LookupError("no protocol")]
-
-    def sometimes() -> Recorder:
-        if failures:
-            raise failures.pop()
-        return accepted()
-
-    async with listening(sometimes) as address:
-        with warnings_seen(), socket.create_connection(address) as refused:
-            refused.setblocking(False)
-            await until(lambda: not failures)
-            await turns()
-            collect()
-            assert await read_all(refused, 1) == b""
-        with socket.create_connection(address) as served:
-            served.send(b"x")
-            await until(lambda: accepted.made and accepted.made[0].data)
-        await until(lambda: not accepted.open)
-
-
-async def test_connections_waiting_when_the_server_closes_are_refused(loop: Loop) -> None:
-    server = await serve(loop, Accepted(), start_serving=False)
-    await server.start_serving()
-    sock = socket.create_connection(server.sockets[0].getsockname())
-    server.close()
-    await turns(5)
-    sock.setblocking(False)
-    with sock, contextlib.suppress(ConnectionResetError):
-        assert await read_all(sock, 1) == b""  # accepted and closed: as good as refused
-
-
-@pytest.mark.parametrize("debug", [False, True])
-async def test_a_connection_of_the_tick_in_which_the_server_closes_is_closed(
-    loop: Loop, debug: bool
-) -> None:
-    loop.set_debug(debug)
-    accepted = Accepted()
-    server = await serve(loop, accepted)
-    sock = socket.create_connection(server.sockets[0].getsockname())
-    sock.setblocking(False)
-    loop.call_soon(server.close)  # runs after the poll that accepts
-    await turns(5)
-    with sock, contextlib.suppress(ConnectionResetError):
-        assert await read_all(sock, 1) == b""
-    assert not accepted.made
-
-
-@pytest.mark.loops("tloop")  # asyncio accepts it, and leaves it open: its Server asserts
-@pytest.mark.parametrize("tls", [False, True])
-async def test_a_connection_accepted_while_the_server_closes_is_dropped(
-    loop: Loop, tls: bool, server_tls: ssl.SSLContext
-) -> None:
-    def accept() -> Recorder:
-        server.close()
-        return Recorder()
-
-    for factory, from_outside in ((Recorder, True), (accept, False)):
-        server = await loop.create_server(factory, "127.0.0.1", 0, ssl=server_tls if tls else None)
-        address = server.sockets[0].getsockname()
-        clients = [socket.create_connection(address) for _ in range(3)]
-        if from_outside:
-            loop.call_soon(server.close)  # runs after the poll that tells of the connections
-        await turns(5)
-        for client in clients:
-            with client, contextlib.suppress(ConnectionResetError):
-                client.settimeout(PATIENCE)
-                assert client.recv(1) == b""
-
-
-async def test_an_accepted_socket_becomes_a_transport(loop: Loop) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        client = socket.create_connection(listener.getsockname())
-        sock, _ = listener.accept()
-    with client:
-        transport, echo = await loop.connect_accepted_socket(Echo, sock)
-        client.send(b"hello")
-        await echo.received(5)
-        assert client.recv(5) == b"hello"
-        transport.close()
-        await until(lambda: echo.lost)
-    assert echo.calls == ["made", "data", "lost"]
-
-
-async def test_only_stream_sockets_can_be_accepted(loop: Loop) -> None:
-    with (
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
-        pytest.raises(ValueError, match="Stream Socket"),
-    ):
-        await loop.connect_accepted_socket(Echo, sock)
-
-
 @pytest.mark.skipif(sys.version_info < (3, 13), reason="keep_alive came with Python 3.13")
-async def test_keep_alive_is_set_on_the_listener(loop: Loop) -> None:
-    server = await serve(loop, Accepted(), keep_alive=True)
+async def test_keep_alive_is_set_on_listener_and_connections(loop: Loop) -> None:
+    accepted = Accepted()
+    server = await serve(loop, accepted, keep_alive=True)
     sock = server.sockets[0]
     assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    client = await connect(loop, server)
+    near = accepted.made[0].transport.get_extra_info("socket")
+    assert near.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    await leave(accepted, client)
     server.close()
 
 
@@ -393,51 +414,3 @@ async def test_the_listener_belongs_to_the_server(loop: Loop) -> None:
     assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     assert sock.gettimeout() == 0
     server.close()
-
-
-OUT_OF_FDS = """
-import asyncio, os, resource, socket, sys, time
-import loopkit
-
-async def main():
-    loop = asyncio.get_running_loop()
-    reports, accepted = [], []
-    loop.set_exception_handler(lambda loop, context: reports.append(context))
-
-    def factory():
-        accepted.append(loopkit.Recorder())
-        return accepted[-1]
-
-    server = await loop.create_server(factory, "127.0.0.1", 0)
-    clients = [socket.create_connection(server.sockets[0].getsockname()) for _ in range(5)]
-    used = len(os.listdir("/proc/self/fd")) - 1
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 2, hard))  # room for two of the five
-    await loopkit.until(lambda: reports)
-    assert isinstance(reports[0]["exception"], OSError), reports
-    assert "out of system resource" in reports[0]["message"], reports
-    assert len(accepted) == 2, accepted
-    busy = time.process_time()
-    await asyncio.sleep(0.5)
-    busy = time.process_time() - busy
-    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 50, hard))
-    await loopkit.until(lambda: len(accepted) == 5)
-    clients += [socket.create_connection(server.sockets[0].getsockname())]
-    await loopkit.until(lambda: len(accepted) == 6)
-    for sock in clients:
-        sock.close()
-    await loopkit.until(lambda: all(protocol.lost for protocol in accepted))
-    server.close()
-    print(len(reports), busy)
-
-asyncio.Runner(loop_factory=loopkit.FACTORIES[sys.argv[1]]).run(main())
-"""
-
-
-@pytest.mark.slow
-def test_a_server_out_of_file_descriptors_backs_off_and_recovers(loop_name: str) -> None:
-    """B3: it says so, does not spin, and accepts again once there is room."""
-    reports, busy = run_python(OUT_OF_FDS, loop_name).split()
-    assert float(busy) < 0.1
-    if loop_name == "tloop":  # asyncio tries once for every place in the backlog
-        assert int(reports) <= 3

@@ -380,7 +380,11 @@ async def test_an_error_in_datagram_received_ends_the_endpoint_or_is_reported(
         assert isinstance(record.exc_info[1], LookupError)
 
 
-async def test_a_paused_endpoint_delivers_nothing(loop: Loop) -> None:
+async def test_a_paused_endpoint_delivers_nothing(
+    loop: Loop, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", "asyncio")
+    loop.set_debug(True)
     async with endpoint() as (server, protocol), endpoint() as (client, _):
         server.pause_reading()
         server.pause_reading()
@@ -393,6 +397,10 @@ async def test_a_paused_endpoint_delivers_nothing(loop: Loop) -> None:
         server.resume_reading()
         assert server.is_reading()
         assert await protocol.received(3) == [b"0", b"1", b"2"]
+        logged = [record.getMessage().split()[-2:] for record in caplog.records]
+        assert [words for words in logged if words[-1] == "reading"] == [
+            ["pauses", "reading"], ["resumes", "reading"]
+        ]  # fmt: skip
 
 
 async def test_pausing_in_the_middle_of_a_burst_loses_nothing(loop: Loop) -> None:

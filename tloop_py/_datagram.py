@@ -7,7 +7,7 @@ import socket
 from typing import Any
 
 from tloop_py import _addr
-from tloop_py._base import BaseLoop, selector_events
+from tloop_py._base import BaseLoop, base_events, selector_events
 from tloop_py._ffi import ADDR_BYTES, DRAIN, ERROR, KEEP_FD, WRITE, ffi, lib, oserror
 from tloop_py._transport import Transport, adopt
 
@@ -53,9 +53,12 @@ class DatagramTransport(Transport, asyncio.DatagramTransport):
         lib.tl_udp_read_stop(self._c, self._handle)
 
     def pause_reading(self) -> None:
-        if self.is_reading():
-            self._paused = True
-            lib.tl_udp_read_stop(self._c, self._handle)
+        if not self.is_reading():
+            return
+        self._paused = True
+        lib.tl_udp_read_stop(self._c, self._handle)
+        if self._loop._debug:
+            base_events.logger.debug("%r pauses reading", self)
 
     def resume_reading(self) -> None:
         if self._closing or not self._paused:
@@ -63,6 +66,8 @@ class DatagramTransport(Transport, asyncio.DatagramTransport):
         self._paused = False
         self._loop.call_soon(self._deliver_held)
         self._start_reading()
+        if self._loop._debug:
+            base_events.logger.debug("%r resumes reading", self)
 
     def _deliver_held(self) -> None:
         try:

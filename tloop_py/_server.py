@@ -43,6 +43,7 @@ class _Acceptor(EventReceiver):
     ) -> None:
         self._loop: Any = loop
         self.sock = sock
+        self.kind = sock.family, sock.type, sock.proto  # asked for once: sock.type costs 0.3 us
         self.server = server
         self.protocol_factory = protocol_factory
         self.make_tls = make_tls
@@ -94,7 +95,7 @@ class _Acceptor(EventReceiver):
                     protocol,
                     handle=handle,
                     peer=peer,
-                    like=self.sock,
+                    kind=self.kind,
                     server=self.server,
                 )
         except (SystemExit, KeyboardInterrupt):
@@ -112,7 +113,7 @@ class _Acceptor(EventReceiver):
         try:
             assert self.make_tls is not None
             waiter = self._loop.create_future()
-            transport = self.make_tls(protocol, waiter, handle=handle, peer=peer)
+            transport = self.make_tls(protocol, waiter, handle=handle, peer=peer, kind=self.kind)
             try:
                 await waiter
             except BaseException:
@@ -190,7 +191,6 @@ class ServerMixin(TLSMixin):
                     server=server,
                     ssl_handshake_timeout=ssl_handshake_timeout,
                     ssl_shutdown_timeout=ssl_shutdown_timeout,
-                    like=sock,
                     **accepted,
                 )
 

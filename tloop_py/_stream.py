@@ -35,11 +35,11 @@ class StreamTransport(Transport, asyncio.Transport):
     """A connected stream socket.
 
     Made from a socket object (sock), which stays its owner, or from a handle that the C core
-    accepted, with the peer's address (peer) and the listening socket (like) that tells the kind.
+    accepted, with the peer's address (peer) and the kind of socket: family, type, protocol.
     """
 
     __slots__ = (
-        "_buffered", "_empty_waiter", "_eof", "_held", "_lent", "_like", "_outbox", "_pending",
+        "_buffered", "_empty_waiter", "_eof", "_held", "_kind", "_lent", "_outbox", "_pending",
         "_reading",
     )  # fmt: skip
 
@@ -55,7 +55,7 @@ class StreamTransport(Transport, asyncio.Transport):
         sock: socket.socket | None = None,
         handle: int = 0,
         peer: bytes | None = None,
-        like: socket.socket | None = None,
+        kind: tuple[int, int, int] | None = None,
         extra: dict[str, Any] | None = None,
         server: Server | None = None,
     ) -> None:
@@ -68,7 +68,7 @@ class StreamTransport(Transport, asyncio.Transport):
         # Received, but the stream was paused, or the protocol changed, earlier in the tick.
         self._held: list[memoryview] = []
         self._lent: socket.socket | None = None
-        self._like = like
+        self._kind = kind
         self._outbox: Outbox = loop._outbox
         self._pending = 0  # bytes in the outbox
         super().__init__(loop, protocol, handle, sock, extra, server)
@@ -79,14 +79,13 @@ class StreamTransport(Transport, asyncio.Transport):
     def _make_socket(self) -> socket.socket:
         if self._pending:
             self._outbox.flush()
-        like = self._like
-        assert like is not None
+        assert self._kind is not None
         if not self._handle:  # asked for the first time after the end
-            sock = socket.socket(like.family, like.type, like.proto)
+            sock = socket.socket(*self._kind)
             sock.close()
             return sock
         fd = lib.tl_release_fd(self._c, self._handle)
-        sock = socket.socket(like.family, like.type, like.proto, fileno=fd)
+        sock = socket.socket(*self._kind, fileno=fd)
         sock.setblocking(False)  # PyPy has just made the descriptor blocking
         return sock
 
