@@ -328,6 +328,28 @@ async def test_stream_writers_start_tls(
     await turns(10)
 
 
+@pytest.mark.loops("tloop")  # asyncio waits for ever before 3.14.3
+async def test_a_hello_that_the_stream_reader_has_received_is_not_lost(
+    loop: Loop, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await until(lambda: reader._buffer)  # type: ignore[attr-defined]
+        await writer.start_tls(server_tls)
+        writer.write(await reader.readline())
+        writer.close()
+        await writer.wait_closed()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+    await writer.start_tls(client_tls, server_hostname=NAME)
+    writer.write(b"hello\n")
+    assert await reader.readline() == b"hello\n"
+    writer.close()
+    await writer.wait_closed()
+    server.close()
+    await turns(10)
+
+
 async def test_what_a_reader_holds_stays_readable(
     loop: Loop, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:

@@ -84,6 +84,8 @@ class TLSMixin(BaseLoop):
         )
         # No byte may reach the new protocol before its connection_made.
         transport.pause_reading()
+        if server_side and isinstance(protocol, asyncio.StreamReaderProtocol):
+            _take_over_received(protocol, tls)
         transport.set_protocol(tls)
         steps = [
             self.call_soon(tls.connection_made, transport),
@@ -95,6 +97,15 @@ class TLSMixin(BaseLoop):
             transport.close()
             for step in steps:
                 step.cancel()
+            del waiter  # breaks the cycle with the traceback
             raise
         upgraded: asyncio.Transport = tls._app_transport
         return upgraded
+
+
+def _take_over_received(protocol: asyncio.StreamReaderProtocol, tls: Any) -> None:
+    """A client may send its hello at once, as it does after STARTTLS: then the reader has it."""
+    reader: Any = protocol._stream_reader  # type: ignore[attr-defined]
+    if reader is not None and reader._buffer:
+        tls._incoming.write(reader._buffer)
+        reader._buffer.clear()
