@@ -125,6 +125,8 @@ async def test_debug_mode_sends_at_once(loop: Loop) -> None:
         assert far.recv(100) == b"now"
 
 
+# pytest's own thread that watches for hangs; the child runs no code that could mind.
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 async def test_a_forked_child_does_not_send_again(loop: Loop) -> None:
     async with connected() as (transport, _, far):
         transport.write(b"once")

@@ -7,6 +7,7 @@ import errno
 import io
 import os
 import socket
+import sys
 from collections.abc import Awaitable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,6 +27,9 @@ from loopkit import (
 )
 
 pytestmark = pytest.mark.usefixtures("loop")
+
+# Whether the position of a file changes even when nothing was sent of it.
+ALWAYS_SEEKS = sys.version_info >= (3, 14)
 
 DATA = bytes(range(256)) * (1 << 14)  # 4 MiB: more than the kernel holds between two sockets
 
@@ -114,7 +118,7 @@ async def test_an_empty_file_and_the_end_of_a_file_send_nothing(
     with path.open("rb") as small:
         small.seek(1)
         assert await sender(small, offset, fallback=False) == 0
-        assert small.tell() == 1
+        assert small.tell() == (offset if offset and ALWAYS_SEEKS else 1)
 
 
 async def test_writes_before_and_after_keep_their_place(loop: Loop, file: BinaryIO) -> None:
@@ -212,7 +216,7 @@ async def test_a_first_call_that_fails_without_fallback(
     failing_sendfile(monkeypatch, 0, no_socket())
     with pytest.raises(asyncio.SendfileNotAvailableError, match=r"os\.sendfile call failed"):
         await sender(file, 5, fallback=False)
-    assert file.tell() == 0
+    assert file.tell() == (5 if ALWAYS_SEEKS else 0)
 
 
 @pytest.mark.parametrize(

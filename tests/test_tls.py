@@ -253,10 +253,10 @@ async def test_a_certificate_for_another_name_is_refused(
         await turns(20)
 
 
-async def test_an_empty_name_is_not_checked_nor_told(
+async def test_an_empty_name_is_not_told(
     loop: Loop, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
-    """asyncio's documented way around the check of names."""
+    client_tls.check_hostname = False  # which needs a name, 3.14 insists
     asked: list[str | None] = []
     server_tls.sni_callback = lambda tls, name, context: asked.append(name)
     async with listening(Recorder, ssl=server_tls) as address:

@@ -15,6 +15,7 @@ from asyncio.exceptions import SendfileNotAvailableError
 from typing import TYPE_CHECKING, Any
 
 from tloop_py._base import BaseLoop
+from tloop_py._compat import SENDFILE_ALWAYS_SEEKS
 
 if TYPE_CHECKING:
     import asyncio
@@ -97,7 +98,8 @@ class SendfileMixin(BaseLoop):
     ) -> None:
         if registered_fd is not None:
             self.remove_writer(registered_fd)
-        if total_sent > 0:  # the file's position is where sending has stopped
+        # The file's position is where sending has stopped.
+        if total_sent > 0 or SENDFILE_ALWAYS_SEEKS:
             os.lseek(fileno, offset, os.SEEK_SET)
 
     def _stop_sendfile(self, sock: socket.socket, fut: asyncio.Future[int]) -> None:
