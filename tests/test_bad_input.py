@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from loopkit import (
     FACTORIES,
-    Loop,
     LoopFactory,
     Recorder,
     connected,
@@ -177,22 +176,6 @@ def test_a_wrong_argument_of_a_transport_ends_as_on_asyncio(
         with asyncio.Runner(loop_factory=factory) as runner:
             errors.append(runner.run(call()))
     assert errors[0] is errors[1]
-
-
-NOT_YET: dict[str, list[Any]] = {
-    "connect_read_pipe": [asyncio.Protocol, None],
-    "connect_write_pipe": [asyncio.Protocol, None],
-    "subprocess_exec": [asyncio.SubprocessProtocol, "true"],
-    "subprocess_shell": [asyncio.SubprocessProtocol, "true"],
-}
-
-
-@pytest.mark.loops("tloop")
-@pytest.mark.parametrize("name", NOT_YET)
-async def test_what_is_not_built_yet_says_so(loop: Loop, name: str) -> None:
-    """B13: it must not look present, nor silently use a selector."""
-    with pytest.raises(NotImplementedError):
-        await getattr(loop, name)(*NOT_YET[name])
 
 
 def test_the_loops_under_test_are_what_they_are_called(loop_name: str) -> None:

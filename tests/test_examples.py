@@ -162,6 +162,25 @@ def test_timers(command: Command) -> None:
     assert result.stderr == ""
 
 
+def test_subprocesses() -> None:
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "subprocesses.py")],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+        env=ENVIRONMENT,
+    )
+    assert result.stdout.splitlines() == [
+        "cat says hello",
+        "cat says again",
+        "cat ended with 0",
+        "sleep ended with -15",
+        "squares " + " ".join(str(number * number) for number in range(20)),
+    ]
+    assert result.stderr == ""
+
+
 @pytest.mark.parametrize("last", [signal.SIGINT, signal.SIGTERM])
 def test_signals(command: Command, last: signal.Signals) -> None:
     with running(command("signals")) as process:

@@ -36,10 +36,12 @@ from tloop_py._ffi import (
 )
 from tloop_py._handles import Handle, TimerHandle
 from tloop_py._outbox import Outbox
+from tloop_py._pipe import PipeMixin
 from tloop_py._sendfile import SendfileMixin
 from tloop_py._server import ServerMixin
 from tloop_py._signals import SignalMixin
 from tloop_py._sock import SockMixin
+from tloop_py._subprocess import SubprocessMixin
 
 if TYPE_CHECKING:
     import contextvars
@@ -63,7 +65,17 @@ _MAX_SKIPPED = 15
 _live: weakref.WeakSet[Loop] | None = None
 
 
-class Loop(DebugMixin, SockMixin, SendfileMixin, SignalMixin, ServerMixin, DatagramMixin, BaseLoop):
+class Loop(
+    DebugMixin,
+    SockMixin,
+    SendfileMixin,
+    SignalMixin,
+    ServerMixin,
+    DatagramMixin,
+    PipeMixin,
+    SubprocessMixin,
+    BaseLoop,
+):
     """An asyncio event loop driven by tloop's C core.
 
     backend: "epoll", "poll" or "dummy" (virtual time: timers fire at once, in order, and

@@ -1,4 +1,4 @@
-"""What stream and datagram transports share: life cycle, flow control, extra info."""
+"""What transports share: the handle, life cycle, flow control, extra info."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from tloop_py._receiver import EventReceiver
 if TYPE_CHECKING:
     import socket
     from asyncio.base_events import Server
+    from collections.abc import Callable
 
 _logger = logging.getLogger("asyncio")
 
@@ -25,7 +26,63 @@ _LAZY_INFO = ("socket", "sockname", "peername")
 _MAX_MARK = (1 << 62) - 1
 
 
-class Transport(FlowControl, EventReceiver):
+class Endpoint(EventReceiver):
+    """A handle of the C core, and the protocol that hears of it."""
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+        _arena: Any
+        _c: Any  # tl_loop *
+        _closing: bool
+        _fd: int
+        _handle: int
+        _paused: bool
+
+    def _register(self) -> None:
+        """Be the transport of the descriptor, and get its events."""
+        self._loop._transports[self._fd] = self
+        self._take_events()
+
+    def _take_events(self) -> None:
+        """Have events delivered in the present context."""
+        self._context = copy_context()  # type: ignore[misc]  # a slot of each subclass
+        self._loop._handlers[self._handle] = self
+
+    def _begin(self, waiter: asyncio.Future[None] | None) -> None:
+        """Reading starts after connection_made, and the waiter is woken after both."""
+        self._loop.call_soon(self._protocol.connection_made, self)
+        self._loop.call_soon(self._start_reading)
+        if waiter is not None:
+            self._loop.call_soon(_wake, waiter)
+
+    def _start_reading(self) -> None:
+        raise NotImplementedError
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        protocol: asyncio.BaseProtocol = self._protocol
+        return protocol
+
+    def is_closing(self) -> bool:
+        return self._closing
+
+    def is_reading(self) -> bool:
+        return not self._closing and not self._paused
+
+    def _unregister(self) -> None:
+        self._loop._handlers.pop(self._handle, None)
+        if self._loop._transports.get(self._fd) is self:
+            del self._loop._transports[self._fd]
+
+    def _tell_unclosed(self, warn: Callable[..., None]) -> None:
+        text = f"unclosed transport {self!r}"
+        if self._source_traceback:
+            made = "".join(self._source_traceback.format())
+            text += f"; created at (most recent call last):\n{made}"
+        warn(text, ResourceWarning, source=self)
+
+
+class Transport(Endpoint, FlowControl):
     """One handle of the C core, as an asyncio transport.
 
     `_closing` is set when nothing more may be delivered, `_conn_lost` counts from the moment when
@@ -68,8 +125,7 @@ class Transport(FlowControl, EventReceiver):
         if server is not None:
             _compat.attach(server, self)
             self._server = server
-        loop._transports[self._fd] = self
-        self._take_events()
+        self._register()
 
     def __repr__(self) -> str:
         info = [self.__class__.__name__]
@@ -84,36 +140,11 @@ class Transport(FlowControl, EventReceiver):
             info.append(f"write=<{'polling' if size else 'idle'}, bufsize={size}>")
         return f"<{' '.join(info)}>"
 
-    def _take_events(self) -> None:
-        """Have events delivered in the present context."""
-        self._context = copy_context()
-        self._loop._handlers[self._handle] = self
-
-    def _begin(self, waiter: asyncio.Future[None] | None) -> None:
-        """Reading starts after connection_made, and the waiter is woken after both."""
-        self._loop.call_soon(self._protocol.connection_made, self)
-        self._loop.call_soon(self._start_reading)
-        if waiter is not None:
-            self._loop.call_soon(_wake, waiter)
-
-    def _start_reading(self) -> None:
-        raise NotImplementedError
-
     # -- protocol and state -----------------------------------------------------------------------
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         self._protocol = protocol
         self._protocol_connected = True
-
-    def get_protocol(self) -> asyncio.BaseProtocol:
-        protocol: asyncio.BaseProtocol = self._protocol
-        return protocol
-
-    def is_closing(self) -> bool:
-        return self._closing
-
-    def is_reading(self) -> bool:
-        return not self._closing and not self._paused
 
     # -- flow control -----------------------------------------------------------------------------
 
@@ -209,9 +240,7 @@ class Transport(FlowControl, EventReceiver):
         """Give the descriptor back; what is asked of a closed transport is remembered."""
         self.get_extra_info("sockname")
         self.get_extra_info("peername")
-        self._loop._handlers.pop(self._handle, None)
-        if self._loop._transports.get(self._fd) is self:
-            del self._loop._transports[self._fd]
+        self._unregister()
         self._close_handle()
 
     def _close_handle(self) -> None:
@@ -222,11 +251,7 @@ class Transport(FlowControl, EventReceiver):
 
     def __del__(self, _warn: Any = warnings.warn) -> None:
         if getattr(self, "_handle", 0):  # else the constructor has failed
-            text = f"unclosed transport {self!r}"
-            if self._source_traceback:
-                made = "".join(self._source_traceback.format())
-                text += f"; created at (most recent call last):\n{made}"
-            _warn(text, ResourceWarning, source=self)
+            self._tell_unclosed(_warn)
             self._close_handle()
             if self._server is not None:
                 _compat.detach(self._server, self)
