@@ -17,6 +17,9 @@ strict := -std=c11 -Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes -Werr
 # Tests of the sources, the build and the wheel need to run once, not for each backend and Python.
 once := $(wildcard $(patsubst %,tests/test_%.py,header cdef abi_mode packaging examples)) \
   tests/stdlib/test_runner.py
+# What virtual time runs, too: nothing but callbacks, tasks and timers.
+virtual := $(patsubst %,tests/test_%.py,timers scheduling lifecycle context asyncgens \
+  exception_handler)
 behaviour := $(filter-out $(once),$(wildcard tests/test_*.py))
 # The outer limit is for what no test's own time-out ends: a thread that hangs at the exit.
 limit := timeout --foreground --kill-after=10 900
@@ -111,7 +114,9 @@ test-py: module $(VENV)/test.stamp
 	@$(pytest) $(behaviour)
 	@echo "the same on the poll backend"
 	@TLOOP_TEST_LOOPS=tloop TLOOP_BACKEND=poll $(pytest) $(behaviour)
-	@echo "the same in debug mode, but for the slow ones: most of them measure scale"
+	@echo "callbacks, tasks and timers in virtual time"
+	@TLOOP_TEST_LOOPS=tloop TLOOP_BACKEND=dummy $(pytest) $(virtual) -m "not real and not slow"
+	@echo "all in debug mode, but for the slow ones: most of them measure scale"
 	@TLOOP_TEST_LOOPS=tloop PYTHONASYNCIODEBUG=1 $(pytest) $(behaviour) -m "not slow"
 
 test-apps: module $(VENV)/apps.stamp

@@ -32,6 +32,7 @@ from tlskit import client_context, server_context
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes more than a moment, or sleeps on purpose")
+    config.addinivalue_line("markers", "real: of real time or descriptors, which dummy has not")
     config.addinivalue_line("markers", "loops(*names): what is tested is promised by these only")
 
 

@@ -43,6 +43,7 @@ class Watching(Recorder):
 EVERYWHERE = dict.fromkeys(("made", "data", "eof", "lost"))
 
 
+@pytest.mark.real
 async def test_a_client_runs_in_the_context_of_its_connect(loop: Loop) -> None:
     near, far = tcp_sockets()
 
@@ -58,6 +59,7 @@ async def test_a_client_runs_in_the_context_of_its_connect(loop: Loop) -> None:
     assert protocol.seen == {**EVERYWHERE, **dict.fromkeys(EVERYWHERE, "connect")}
 
 
+@pytest.mark.real
 async def test_accepted_connections_run_in_the_context_of_their_server(loop: Loop) -> None:
     accepted: list[Watching] = []
 
@@ -75,6 +77,7 @@ async def test_accepted_connections_run_in_the_context_of_their_server(loop: Loo
     assert accepted[0].seen == dict.fromkeys(EVERYWHERE, "server")
 
 
+@pytest.mark.real
 async def test_connections_do_not_see_each_others_changes(loop: Loop) -> None:
     class Changing(Watching):
         def data_received(self, data: bytes) -> None:
@@ -96,6 +99,7 @@ async def test_connections_do_not_see_each_others_changes(loop: Loop) -> None:
     assert variable.get() == "unset"
 
 
+@pytest.mark.real
 async def test_a_reader_keeps_the_context_of_its_registration(loop: Loop) -> None:
     near, far = socket.socketpair()
     seen: list[str] = []
@@ -131,6 +135,7 @@ async def test_a_signal_handler_keeps_the_context_of_its_registration(loop: Loop
     assert seen == ["add"]
 
 
+@pytest.mark.real
 async def test_datagrams_arrive_in_the_context_of_the_endpoint(loop: Loop) -> None:
     seen: dict[str, str] = {}
 

@@ -35,6 +35,7 @@ def test_a_failing_callback_is_reported_and_the_loop_goes_on(loop: Loop) -> None
     assert after == ["went on"]
 
 
+@pytest.mark.real
 @pytest.mark.parametrize("kind", ["timer", "threadsafe", "reader"])
 def test_every_kind_of_callback_is_guarded(loop: Loop, kind: str) -> None:
     contexts: list[dict[str, Any]] = []

@@ -44,6 +44,7 @@ def test_a_callback_scheduled_by_a_callback_waits_for_the_next_tick(loop: Loop) 
     assert order == ["first", "second", "third"]
 
 
+@pytest.mark.real
 def test_ready_callbacks_run_before_io_and_io_before_timers(loop: Loop) -> None:
     order: list[str] = []
     near, far = socket.socketpair()
@@ -57,6 +58,7 @@ def test_ready_callbacks_run_before_io_and_io_before_timers(loop: Loop) -> None:
     assert order == ["soon", "io", "timer"]
 
 
+@pytest.mark.real
 def test_what_io_and_timers_schedule_waits_for_the_next_tick(loop: Loop) -> None:
     order: list[str] = []
     near, far = socket.socketpair()
@@ -88,6 +90,7 @@ def test_call_later_zero_runs_after_call_soon_but_in_the_same_tick(loop: Loop) -
     assert order == ["soon", "later"]
 
 
+@pytest.mark.real
 def test_callbacks_that_reschedule_themselves_do_not_starve_io(loop: Loop) -> None:
     near, far = socket.socketpair()
 
@@ -303,6 +306,7 @@ def test_interrupts_in_tasks_and_timers_propagate(loop: Loop, error: type[BaseEx
         loop.run_forever()
 
 
+@pytest.mark.real
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
 def test_interrupts_in_io_callbacks_propagate(loop: Loop, error: type[BaseException]) -> None:
     def interrupt() -> None:

@@ -21,6 +21,7 @@ def run_for(loop: Loop, seconds: float) -> None:
     loop.run_forever()
 
 
+@pytest.mark.real
 def test_time_is_the_monotonic_clock(loop: Loop) -> None:
     before = time.monotonic()
     now = loop.time()
@@ -99,6 +100,7 @@ def test_timers_are_never_early(loop: Loop, delay: float) -> None:
     assert min(late) >= -RESOLUTION
 
 
+@pytest.mark.real
 def test_when_tells_the_deadline(loop: Loop) -> None:
     handle = loop.call_at(123.25, print)
     assert handle.when() == 123.25
@@ -130,6 +132,7 @@ def test_a_timer_can_cancel_another_that_is_due(loop: Loop) -> None:
     assert order == []
 
 
+@pytest.mark.real
 def test_a_timer_restarted_with_zero_starves_neither_io_nor_callbacks(loop: Loop) -> None:
     near, far = socket.socketpair()
 
