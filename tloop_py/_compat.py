@@ -16,6 +16,9 @@ _T = TypeVar("_T")
 # From 3.13 on a server remembers its transports; before it counted them.
 _ATTACH_TAKES_TRANSPORT = sys.version_info >= (3, 13)
 
+# From 3.14 on sendfile() leaves a file at the given offset even when it could send nothing of it.
+SENDFILE_ALWAYS_SEEKS = sys.version_info >= (3, 14)
+
 # The create_unix_server default of `cleanup_socket`, an argument that 3.13 introduced.
 CLEANUP_UNIX_SOCKET = sys.version_info >= (3, 13)
 
