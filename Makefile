@@ -7,6 +7,8 @@ VENV ?= .venv
 VENVS ?= .venvs
 # Which tests, for one interpreter: make test-py PYTEST="-k timers -x"
 PYTEST ?=
+# How to soak: make soak SOAK="--seconds 60 --seed 7"
+SOAK ?=
 
 export CC
 SHELL := /bin/bash -o pipefail
@@ -16,7 +18,7 @@ strict := -std=c11 -Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes -Werr
 
 # Tests of the sources, the build and the wheel need to run once, not for each backend and Python.
 once := $(wildcard $(patsubst %,tests/test_%.py,header cdef abi_mode packaging examples)) \
-  tests/stdlib/test_runner.py
+  tests/stdlib/test_runner.py tests/soak/test_accounting.py
 # What virtual time runs, too: nothing but callbacks, tasks and timers.
 virtual := $(patsubst %,tests/test_%.py,timers scheduling lifecycle context asyncgens \
   exception_handler)
@@ -31,7 +33,7 @@ c_programs := $(patsubst examples/%.c,build/examples/%,$(wildcard examples/*.c))
 c_sources := $(wildcard tloop.h examples/*.[ch] bench/*.[ch] tests/c/*.[ch])
 
 .PHONY: all demo test test-fast test-all test-pypy test-c test-py test-apps test-stdlib test-once
-.PHONY: asan tsan lint lint-cdef lint-python lint-types lint-format lint-c format
+.PHONY: soak asan tsan lint lint-cdef lint-python lint-types lint-format lint-c format
 .PHONY: bench examples module tools clean
 .DELETE_ON_ERROR:
 
@@ -125,6 +127,10 @@ test-apps: module $(VENV)/apps.stamp
 # 77: this interpreter comes without its test package, which the runner says.
 test-stdlib: module $(VENV)/test.stamp
 	@$(stdlib) || [ $$? -eq 77 ]
+
+# Five minutes of everything at once, if not told otherwise.
+soak: module $(VENV)/test.stamp
+	@$(py) -m tests.soak $(SOAK)
 
 # The same binding and tests on every CPython that this machine has.
 test-all:

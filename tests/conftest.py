@@ -6,7 +6,6 @@ import asyncio
 import gc
 import inspect
 import logging
-import os
 import ssl
 import tempfile
 import threading
@@ -24,6 +23,7 @@ from loopkit import (
     LoopFactory,
     collect,
     live_handles,
+    open_fds,
     selected_loops,
     turns,
 )
@@ -115,16 +115,6 @@ def asyncio_log() -> Iterator[AsyncioLog]:
     yield handler
     for logger in loggers:
         logger.removeHandler(handler)
-
-
-def open_fds() -> dict[str, str]:
-    """Every open file descriptor and what it refers to."""
-    found = {}
-    for fd in os.listdir("/proc/self/fd"):
-        path = f"/proc/self/fd/{fd}"
-        if os.path.exists(path) or os.path.islink(path):  # the folder's own fd is gone by now
-            found[fd] = os.readlink(path)
-    return found
 
 
 @pytest.fixture(autouse=True)

@@ -176,6 +176,16 @@ async def connected(
         await turns()
 
 
+def open_fds() -> dict[str, str]:
+    """Every open file descriptor and what it refers to."""
+    found = {}
+    for fd in os.listdir("/proc/self/fd"):
+        path = f"/proc/self/fd/{fd}"
+        if os.path.exists(path) or os.path.islink(path):  # the folder's own fd is gone by now
+            found[fd] = os.readlink(path)
+    return found
+
+
 def collect() -> None:
     """Collect all garbage; PyPy frees objects with finalizers and what they held step by step."""
     for _ in range(1 if REFCOUNTS else 4):
