@@ -298,12 +298,14 @@ async def test_a_failed_handshake_is_not_told_outside_of_debug_mode(
     """Any peer can cause it; the log of the test stays empty, too."""
     loop.set_debug(False)
     told: list[dict[str, Any]] = []
+    loop.set_debug(False)
     loop.set_exception_handler(lambda _, context: told.append(context))
     async with listening(Recorder, ssl=server_tls) as address:
         with socket.create_connection(address) as rude:
             rude.sendall(b"this is no TLS record, not by far")
             rude.setblocking(False)
             await until(lambda: is_closed(rude))
+        await turns(20)
     assert told == []
 
 
