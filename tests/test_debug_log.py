@@ -19,6 +19,7 @@ from loopkit import (
     connected,
     end_of,
     listening,
+    read_all,
     send_reset,
     tcp_sockets,
     turns,
@@ -93,8 +94,8 @@ async def fill_a_stream(loop: Loop) -> None:
     with far:
         writer.write(bytes(1 << 22))
         drained = loop.create_task(writer.drain())
-        while not drained.done():
-            await loop.sock_recv(far, 1 << 20)
+        assert await read_all(far, 1 << 22) == bytes(1 << 22)
+        await drained
         writer.close()
         await writer.wait_closed()
     assert reader.at_eof()

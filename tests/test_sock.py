@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import array
 import asyncio
+import contextlib
 import errno
+import functools
+import os
 import socket
+import ssl
 import tempfile
 import weakref
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
-from loopkit import Loop, collect, tcp_sockets, turns, until
+from loopkit import Loop, collect, read_all, stats, tcp_sockets, turns, until
 
 pytestmark = pytest.mark.usefixtures("loop")
 
@@ -139,6 +144,46 @@ async def test_empty_datagrams_are_data(loop: Loop, udp: Pair) -> None:
     assert await loop.sock_recvfrom(near, 100) == (b"", far.getsockname())
 
 
+async def test_receiving_nothing_needs_no_data(loop: Loop, tcp: Pair) -> None:
+    """Also when the loop knows that there is none."""
+    near, far = tcp
+    for _ in range(2):
+        assert await loop.sock_recv(near, 0) == b""
+        assert await loop.sock_recv_into(near, bytearray()) == 0
+        assert await loop.sock_recv_into(near, memoryview(bytearray(4))[2:2]) == 0
+        receiving = loop.create_task(loop.sock_recv(near, 100))
+        await turns()
+        far.send(b"some")
+        assert await receiving == b"some"
+
+
+WRONG: dict[str, Callable[[Any, socket.socket], Any]] = {
+    "text": lambda loop, sock: loop.sock_recv(sock, "1"),
+    "negative": lambda loop, sock: loop.sock_recv(sock, -1),
+    "bytes": lambda loop, sock: loop.sock_recv_into(sock, b"read only"),
+    "view": lambda loop, sock: loop.sock_recv_into(sock, memoryview(b"read only")),
+    "gaps": lambda loop, sock: loop.sock_recv_into(sock, memoryview(bytearray(9))[::2]),
+    "None": lambda loop, sock: loop.sock_recvfrom(sock, None),
+    "no buffer": lambda loop, sock: loop.sock_recvfrom_into(sock, 5),
+    "negative length": lambda loop, sock: loop.sock_recvfrom_into(sock, bytearray(5), -1),
+    "long": lambda loop, sock: loop.sock_recvfrom_into(sock, bytearray(5), 6),
+}
+
+
+@pytest.mark.parametrize("call", WRONG.values(), ids=WRONG)
+async def test_wrong_arguments_need_no_data(
+    loop: Loop, tcp: Pair, call: Callable[[Any, socket.socket], Any]
+) -> None:
+    """Also when the loop knows that there is none."""
+    near, far = tcp
+    receiving = loop.create_task(loop.sock_recv(near, 100))
+    await turns()
+    far.send(b"some")
+    await receiving
+    with pytest.raises((TypeError, ValueError, BufferError)):
+        await call(loop, near)
+
+
 # --- sending ----------------------------------------------------------------------------------
 
 
@@ -156,6 +201,18 @@ async def test_sendall_sends_all(loop: Loop, tcp: Pair, wrap: Callable[[bytes], 
 
 async def test_sendall_of_nothing_returns(loop: Loop, tcp: Pair) -> None:
     await loop.sock_sendall(tcp[0], b"")
+
+
+@pytest.mark.loops("tloop")
+async def test_sendall_counts_bytes_and_not_items(loop: Loop, tcp: Pair) -> None:
+    """asyncio counts items, and never ends."""
+    near, far = tcp
+    data = array.array("i", range(500_000))
+    sending = loop.create_task(loop.sock_sendall(near, data))
+    assert await read_all(far, len(data) * 4) == data.tobytes()
+    await sending
+    await loop.sock_sendall(near, data[:3])
+    assert await read_all(far, 12) == data[:3].tobytes()
 
 
 async def test_sendall_to_a_closed_peer_raises(loop: Loop, tcp: Pair) -> None:
@@ -196,6 +253,29 @@ async def test_sendto_waits_for_room(loop: Loop) -> None:
             assert await loop.sock_recv(far, 1) == b"x"
         assert await waiting == 1
         assert await loop.sock_recv(far, 1) == b"y"
+
+
+async def test_sendto_waits_for_room_that_others_took(loop: Loop) -> None:
+    """The kernel does not tell when a Unix socket has room that this one is not connected to."""
+    with (
+        tempfile.TemporaryDirectory(prefix="tl-") as folder,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as near,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as far,
+    ):
+        far.bind(f"{folder}/far")
+        for sock in (near, other, far):
+            sock.setblocking(False)
+        taken = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                taken += other.sendto(b"x", f"{folder}/far")
+        waiting = loop.create_task(loop.sock_sendto(near, b"y", f"{folder}/far"))
+        await asyncio.sleep(0.003)
+        assert not waiting.done()
+        assert await read_all(far, taken) == b"x" * taken
+        assert await waiting == 1
+        assert await loop.sock_recvfrom(far, 1) == (b"y", None)
 
 
 async def test_sending_and_receiving_at_once(loop: Loop, tcp: Pair) -> None:
@@ -322,6 +402,86 @@ async def test_data_that_races_with_the_cancelling_is_not_lost(
         assert await loop.sock_recv(near, 100) == b"x"
 
 
+async def cancelled_behind_the_event(
+    loop: Loop, coro: Coroutine[Any, Any, Any], arrive: Callable[[], object]
+) -> None:
+    """Cancel the operation after the event it waits for, in the same tick."""
+    trigger, pull = socket.socketpair()
+    with trigger, pull:
+        task = loop.create_task(coro)
+        loop.add_reader(trigger, task.cancel)
+        await turns()
+        arrive()
+        pull.send(b"!")
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        loop.remove_reader(trigger)
+
+
+@pytest.mark.loops("tloop")
+@pytest.mark.parametrize("receive", RECEIVES)
+async def test_what_a_task_did_not_get_any_more_is_not_lost(
+    loop: Loop, tcp: Pair, receive: str
+) -> None:
+    """A time-out, say, may come in the very tick of the data. asyncio loses it."""
+    near, far = tcp
+    await cancelled_behind_the_event(loop, RECEIVES[receive](loop, near), lambda: far.send(b"kept"))
+    assert near.recv(100, socket.MSG_PEEK) == b"kept"
+    assert await loop.sock_recv(near, 100) == b"kept"
+
+
+@pytest.mark.loops("tloop")
+async def test_a_connection_that_a_task_did_not_get_any_more_is_not_lost(loop: Loop) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
+        listener.setblocking(False)
+        connect = functools.partial(client.connect, listener.getsockname())
+        await cancelled_behind_the_event(loop, loop.sock_accept(listener), connect)
+        server, address = await loop.sock_accept(listener)
+        server.close()
+        assert address == client.getsockname()
+
+
+@pytest.mark.loops("tloop")
+async def test_waiting_receives_are_served_in_order(loop: Loop, tcp: Pair) -> None:
+    near, far = tcp
+    receiving = [loop.create_task(loop.sock_recv(near, 1)) for _ in range(5)]
+    await turns()
+    receiving[1].cancel()
+    far.send(b"abcd")
+    got = await asyncio.gather(*receiving, return_exceptions=True)
+    assert [got[0], *got[2:]] == [b"a", b"b", b"c", b"d"]
+    assert isinstance(got[1], asyncio.CancelledError)
+
+
+@pytest.mark.loops("tloop")
+async def test_a_receive_cancelled_in_front_leaves_the_data_to_the_next(
+    loop: Loop, tcp: Pair
+) -> None:
+    near, far = tcp
+    trigger, pull = socket.socketpair()
+    with trigger, pull:
+        first = loop.create_task(loop.sock_recv(near, 100))
+        loop.add_reader(trigger, first.cancel)
+        await turns()
+        second = loop.create_task(loop.sock_recv(near, 100))
+        await turns()
+        far.send(b"data")
+        pull.send(b"!")
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        assert await second == b"data"
+        loop.remove_reader(trigger)
+
+
+@pytest.mark.loops("tloop")
+async def test_waiting_sends_do_not_mix(loop: Loop, tcp: Pair) -> None:
+    near, far = tcp
+    pieces = [bytes([letter]) * 500_000 for letter in b"abc"]
+    sending = [loop.create_task(loop.sock_sendall(near, piece)) for piece in pieces]
+    assert await read_all(far, 1_500_000) == b"".join(pieces)
+    await asyncio.gather(*sending)
+
+
 @pytest.mark.parametrize("receive", RECEIVES)
 async def test_a_cancelled_receive_does_not_keep_the_socket(loop: Loop, receive: str) -> None:
     near, far = tcp_sockets()
@@ -386,6 +546,100 @@ async def test_the_socket_works_on_after_every_cancelling(loop: Loop, tcp: Pair)
         assert await loop.sock_recv(far, 100) == b"pong"
 
 
+# --- what is refused ------------------------------------------------------------------------------
+
+OPERATIONS: dict[str, Callable[[Any, socket.socket], Any]] = {
+    **RECEIVES,
+    "sendall": lambda loop, sock: loop.sock_sendall(sock, b"x"),
+    "sendto": lambda loop, sock: loop.sock_sendto(sock, b"x", ("127.0.0.1", 9)),
+    "connect": lambda loop, sock: loop.sock_connect(sock, ("127.0.0.1", 9)),
+    "accept": lambda loop, sock: loop.sock_accept(sock),
+}
+each_operation = pytest.mark.parametrize("call", OPERATIONS.values(), ids=OPERATIONS)
+
+
+@each_operation
+async def test_a_tls_socket_is_refused(loop: Loop, tcp: Pair, call: Any) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    tls = context.wrap_socket(tcp[0], do_handshake_on_connect=False)
+    with tls, pytest.raises(TypeError, match="Socket cannot be of type SSLSocket"):
+        await call(loop, tls)
+
+
+@each_operation
+async def test_a_blocking_socket_is_refused_in_debug_mode(loop: Loop, tcp: Pair, call: Any) -> None:
+    near, far = tcp
+    loop.set_debug(True)
+    receiving = loop.create_task(loop.sock_recv(near, 100))
+    await turns()
+    far.send(b"known to the loop by now")
+    await receiving
+    near.setblocking(True)
+    with pytest.raises(ValueError, match="the socket must be non-blocking"):
+        await call(loop, near)
+
+
+@each_operation
+async def test_a_socket_that_is_closed_already(loop: Loop, tcp: Pair, call: Any) -> None:
+    tcp[0].close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        await call(loop, tcp[0])
+
+
+@pytest.mark.parametrize("name", RECEIVES)
+async def test_a_transports_socket_is_refused_when_it_would_have_to_wait(
+    loop: Loop, name: str
+) -> None:
+    near, far = tcp_sockets()
+    transport, _ = await loop.create_connection(asyncio.Protocol, sock=near)
+    transport.pause_reading()
+    with pytest.raises(RuntimeError, match="is used by transport"):
+        await RECEIVES[name](loop, near)
+    far.send(b"past the transport")
+    await until(lambda: near.recv(1, socket.MSG_PEEK))
+    assert await loop.sock_recv(near, 100) == b"past the transport"
+    transport.abort()
+    far.close()
+    await turns()
+
+
+@pytest.mark.loops("tloop")
+async def test_a_waiting_receive_finds_out_that_a_transport_has_taken_the_socket(
+    loop: Loop,
+) -> None:
+    """On asyncio it waits for ever."""
+    near, far = tcp_sockets()
+    receiving = loop.create_task(loop.sock_recv(near, 100))
+    await turns()
+    reader, writer = await asyncio.open_connection(sock=near)
+    far.send(b"for the transport")
+    with pytest.raises(RuntimeError, match="is used by transport"):
+        await receiving
+    assert await reader.read(100) == b"for the transport"
+    writer.close()
+    await writer.wait_closed()
+    far.close()
+
+
+@pytest.mark.loops("tloop")
+async def test_a_waiting_receive_finds_out_that_its_number_is_used_again(loop: Loop) -> None:
+    """On asyncio it waits for ever."""
+    near, far = tcp_sockets()
+    fd = near.fileno()
+    receiving = loop.create_task(loop.sock_recv(near, 100))
+    await turns()
+    near.close()
+    other, others_peer = tcp_sockets()
+    with far, others_peer, socket.socket(fileno=os.dup2(other.detach(), fd)) as successor:
+        successor.setblocking(False)
+        waiting = loop.create_task(loop.sock_recv(successor, 100))
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            await receiving
+        others_peer.send(b"for the successor")
+        assert await waiting == b"for the successor"
+
+
 # --- sharing the socket with others ---------------------------------------------------------------
 
 
@@ -412,6 +666,22 @@ async def test_a_reader_can_be_added_after_a_receive(loop: Loop, tcp: Pair) -> N
     await until(lambda: len(calls) >= 2)
     assert loop.remove_reader(near)
     assert await loop.sock_recv(near, 100) == b"two"
+
+
+@pytest.mark.loops("tloop")
+async def test_a_finished_operation_beside_a_reader_or_writer_is_not_watched_for(
+    loop: Loop, tcp: Pair
+) -> None:
+    """Else the loop would turn without end: there is always room, or data, of the other kind."""
+    near, far = tcp
+    loop.add_reader(near, print)
+    sending = loop.create_task(loop.sock_sendall(near, b"x" * 2_000_000))
+    assert len(await read_all(far, 2_000_000)) == 2_000_000
+    await sending
+    ticks = stats(loop)["ticks"]
+    await asyncio.sleep(0.005)
+    assert stats(loop)["ticks"] < ticks + 10
+    assert loop.remove_reader(near)
 
 
 async def test_a_receive_waits_again_after_a_reader_was_removed(loop: Loop, tcp: Pair) -> None:

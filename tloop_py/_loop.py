@@ -35,12 +35,12 @@ from tloop_py._ffi import (
     oserror,
 )
 from tloop_py._handles import Handle, TimerHandle
+from tloop_py._message import MessageMixin
 from tloop_py._outbox import Outbox
 from tloop_py._pipe import PipeMixin
 from tloop_py._sendfile import SendfileMixin
 from tloop_py._server import ServerMixin
 from tloop_py._signals import SignalMixin
-from tloop_py._sock import SockMixin
 from tloop_py._subprocess import SubprocessMixin
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ _live: weakref.WeakSet[Loop] | None = None
 
 class Loop(
     DebugMixin,
-    SockMixin,
+    MessageMixin,
     SendfileMixin,
     SignalMixin,
     ServerMixin,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncio import base_events
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -85,3 +86,9 @@ def with_generator(loop_class: Any) -> type:
                     raise AssertionError("not every deadline was asked for")
 
     return TestLoop
+
+
+def without_sendfile(loop_class: Any) -> type:
+    """The loop for tests of what asyncio's selector loop is without a native sendfile."""
+    missing = base_events.BaseEventLoop._sock_sendfile_native  # type: ignore[attr-defined]
+    return type("LoopWithoutSendfile", (loop_class,), {"_sock_sendfile_native": missing})

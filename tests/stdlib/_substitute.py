@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from tests.stdlib._stand_ins import Selector, stepping, with_generator
+from tests.stdlib._stand_ins import Selector, stepping, with_generator, without_sendfile
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,6 +98,8 @@ class Substitution:
             namespace["base_events"] = self._base_events()
         if "SelectorEventLoopUnixSockSendfileTests" in namespace and not self.stock:
             self.loop_class._selector = Selector()
+        if "BaseLoopSockSendfileTests" in namespace and not self.stock:
+            vars(selector_events)["BaseSelectorEventLoop"] = without_sendfile(self.loop_class)
         if "assert_python_ok" in namespace:
             namespace["assert_python_ok"] = self._in_children(namespace["assert_python_ok"])
 
