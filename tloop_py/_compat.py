@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from asyncio import tasks
-from typing import TYPE_CHECKING, Any, TypeVar
+from asyncio import coroutines, events, tasks, unix_events
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from asyncio.base_events import Server
-    from collections.abc import Callable, Coroutine
-
-_T = TypeVar("_T")
+    from collections.abc import Callable
 
 # From 3.13 on a server remembers its transports; before it counted them.
 _ATTACH_TAKES_TRANSPORT = sys.version_info >= (3, 13)
+
+# asyncio's own test of a callback; the public function warns from 3.14 on.
+is_coroutine_function: Callable[[object], bool] = (
+    coroutines._iscoroutinefunction  # type: ignore[attr-defined]
+    if sys.version_info >= (3, 14)
+    else coroutines.iscoroutinefunction
+)
+
+# From 3.15 on all callbacks of a connection run in one context; before, each registration with the
+# loop (connecting, resume_reading, closing) had its own.
+CONTEXT_OF_CONNECTION = sys.version_info >= (3, 15)
 
 # From 3.14 on sendfile() leaves a file at the given offset even when it could send nothing of it.
 SENDFILE_ALWAYS_SEEKS = sys.version_info >= (3, 14)
@@ -25,6 +34,12 @@ CLEANUP_UNIX_SOCKET = sys.version_info >= (3, 13)
 
 # From 3.14 on a handle of call_soon_threadsafe can be cancelled from another thread, too.
 THREADSAFE_HANDLES = sys.version_info >= (3, 14)
+
+# Event loop policies; asyncio's public names for them warn from 3.14 on, and 3.16 has none.
+POLICIES_DEPRECATED = sys.version_info >= (3, 14)
+_mark = "_" if POLICIES_DEPRECATED else ""
+DefaultEventLoopPolicy: Any = getattr(unix_events, f"{_mark}DefaultEventLoopPolicy", None)
+set_event_loop_policy: Any = getattr(events, f"{_mark}set_event_loop_policy", None)
 
 
 def attach(server: Server, transport: asyncio.BaseTransport) -> None:
@@ -39,15 +54,6 @@ def detach(server: Server, transport: asyncio.BaseTransport) -> None:
         server._detach(transport)  # type: ignore[attr-defined]
     else:
         server._detach()  # type: ignore[attr-defined]
-
-
-def run_with_factory(
-    main: Coroutine[Any, Any, _T],
-    factory: Callable[[], asyncio.AbstractEventLoop],
-    debug: bool | None,
-) -> _T:
-    with asyncio.Runner(debug=debug, loop_factory=factory) as runner:
-        return runner.run(main)
 
 
 def _find_step_type() -> type | None:

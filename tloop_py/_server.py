@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import ssl as ssl_module
     from asyncio.base_events import Server
     from collections.abc import Callable
+    from contextvars import Context
 
 _logger = logging.getLogger("asyncio")
 
@@ -40,6 +41,7 @@ class _Acceptor(EventReceiver):
         protocol_factory: Callable[[], asyncio.BaseProtocol],
         server: Server | None,
         make_tls: Callable[..., asyncio.Transport] | None,
+        context: Context | None,
     ) -> None:
         self._loop: Any = loop
         self.sock = sock
@@ -51,7 +53,7 @@ class _Acceptor(EventReceiver):
         self.handle: int = lib.tl_listener_open(loop._c, sock.fileno(), KEEP_FD)
         if self.handle < 0:
             raise oserror(self.handle, f"cannot listen on {sock!r}")
-        self._context = copy_context()
+        self._context = copy_context() if context is None else context
         self._source_traceback = origin(loop)
         loop._handlers[self.handle] = self
 
@@ -66,7 +68,8 @@ class _Acceptor(EventReceiver):
     def _event(self, kind: int, result: int, offset: int) -> None:
         if kind == ACCEPT and result > 0:
             peer = self._loop._arena[offset - ADDR_BYTES : offset]
-            copy_context().run(self._accepted, result, peer)
+            context = copy_context()
+            context.run(self._accepted, result, peer, context)
         elif -result in _NO_RESOURCES:
             self._loop.call_exception_handler(
                 {
@@ -78,8 +81,9 @@ class _Acceptor(EventReceiver):
         else:
             raise oserror(result, "accepting a connection")
 
-    def _accepted(self, handle: int, peer: bytes) -> None:
+    def _accepted(self, handle: int, peer: bytes, context: Context) -> None:
         protocol = None
+        home = context if _compat.CONTEXT_OF_CONNECTION else None
         if self._loop._debug:
             fd, address = lib.tl_fd(self._loop._c, handle), _addr.parse(peer)
             _logger.debug("%r got a new connection from %r: fd=%d", self.server, address, fd)
@@ -88,7 +92,7 @@ class _Acceptor(EventReceiver):
             if self.closed:  # by the factory
                 lib.tl_close(self._loop._c, handle)
             elif self.make_tls is not None:
-                self._loop.create_task(self._accept_tls(protocol, handle, peer))
+                self._loop.create_task(self._accept_tls(protocol, handle, peer, home))
             else:
                 StreamTransport(
                     self._loop,
@@ -97,6 +101,7 @@ class _Acceptor(EventReceiver):
                     peer=peer,
                     kind=self.kind,
                     server=self.server,
+                    context=home,
                 )
         except (SystemExit, KeyboardInterrupt):
             lib.tl_close(self._loop._c, handle)
@@ -105,7 +110,9 @@ class _Acceptor(EventReceiver):
             lib.tl_close(self._loop._c, handle)
             self._failed(exc, protocol, None)
 
-    async def _accept_tls(self, protocol: asyncio.BaseProtocol, handle: int, peer: bytes) -> None:
+    async def _accept_tls(
+        self, protocol: asyncio.BaseProtocol, handle: int, peer: bytes, home: Context | None
+    ) -> None:
         transport = None
         if self.closed:  # a server takes no connection after close(); asyncio's asserts that
             lib.tl_close(self._loop._c, handle)
@@ -113,7 +120,9 @@ class _Acceptor(EventReceiver):
         try:
             assert self.make_tls is not None
             waiter = self._loop.create_future()
-            transport = self.make_tls(protocol, waiter, handle=handle, peer=peer, kind=self.kind)
+            transport = self.make_tls(
+                protocol, waiter, handle=handle, peer=peer, kind=self.kind, context=home
+            )
             try:
                 await waiter
             except BaseException:
@@ -160,11 +169,14 @@ class ServerMixin(TLSMixin):
         *,
         extra: dict[str, Any] | None = None,
         server: Server | None = None,
+        context: Context | None = None,
     ) -> asyncio.Transport:
         self._ensure_fd_no_transport(sock)
         self._forget_descriptor(sock.fileno())
         base_events._set_nodelay(sock)
-        return StreamTransport(self, protocol, waiter, sock=sock, extra=extra, server=server)
+        return StreamTransport(
+            self, protocol, waiter, sock=sock, extra=extra, server=server, context=context
+        )
 
     def _start_serving(
         self,
@@ -175,6 +187,7 @@ class ServerMixin(TLSMixin):
         backlog: int = 100,
         ssl_handshake_timeout: float | None = constants.SSL_HANDSHAKE_TIMEOUT,
         ssl_shutdown_timeout: float | None = constants.SSL_SHUTDOWN_TIMEOUT,
+        context: Context | None = None,
     ) -> None:
         make_tls: Callable[..., asyncio.Transport] | None = None
         if sslcontext:
@@ -195,7 +208,7 @@ class ServerMixin(TLSMixin):
                 )
 
         self._forget_descriptor(self._ensure_fd_no_transport(sock))
-        self._acceptors[sock] = _Acceptor(self, sock, protocol_factory, server, make_tls)
+        self._acceptors[sock] = _Acceptor(self, sock, protocol_factory, server, make_tls, context)
 
     def _stop_serving(self, sock: socket.socket) -> None:
         acceptor = self._acceptors.pop(sock, None)

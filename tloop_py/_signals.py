@@ -18,6 +18,7 @@ from asyncio import coroutines, events
 from typing import TYPE_CHECKING, Any
 
 from tloop_py._base import BaseLoop
+from tloop_py._compat import is_coroutine_function
 from tloop_py._ffi import lib
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class SignalMixin(BaseLoop):
         Raises TypeError, ValueError (no such signal) or RuntimeError (cannot be caught, or not in
         the main thread). The former handler is not restored by remove_signal_handler.
         """
-        if coroutines.iscoroutine(callback) or coroutines.iscoroutinefunction(callback):
+        if coroutines.iscoroutine(callback) or is_coroutine_function(callback):
             raise TypeError("coroutines cannot be used with add_signal_handler()")
         self._check_signal(sig)
         self._check_closed()

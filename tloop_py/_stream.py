@@ -20,6 +20,7 @@ from tloop_py._transport import Transport, adopt
 if TYPE_CHECKING:
     from asyncio.base_events import Server
     from collections.abc import Iterable, Iterator
+    from contextvars import Context
 
 _logger = logging.getLogger("asyncio")
 
@@ -58,6 +59,7 @@ class StreamTransport(Transport, asyncio.Transport):
         kind: tuple[int, int, int] | None = None,
         extra: dict[str, Any] | None = None,
         server: Server | None = None,
+        context: Context | None = None,
     ) -> None:
         if sock is not None:
             handle = adopt(lib.tl_stream_open(loop._c, sock.fileno(), KEEP_FD), repr(sock))
@@ -71,7 +73,7 @@ class StreamTransport(Transport, asyncio.Transport):
         self._kind = kind
         self._outbox: Outbox = loop._outbox
         self._pending = 0  # bytes in the outbox
-        super().__init__(loop, protocol, handle, sock, extra, server)
+        super().__init__(loop, protocol, handle, sock, extra, server, context)
         if peer is not None:
             self._extra.setdefault("peername", _addr.parse(peer) or "")
         self._begin(waiter)
@@ -113,7 +115,7 @@ class StreamTransport(Transport, asyncio.Transport):
         start = lib.tl_stream_read_notify if self._buffered else lib.tl_stream_read_start
         rc = start(self._c, self._handle)
         if rc < 0:
-            self._loop.call_soon(self._fatal_error, oserror(rc), _READ_FAILED)
+            self._call_soon(self._fatal_error, oserror(rc), _READ_FAILED)
 
     def _start_reading(self) -> None:
         if self._handle:
@@ -143,7 +145,7 @@ class StreamTransport(Transport, asyncio.Transport):
         if self._reading:
             self._take_events()
             if self._held:
-                self._loop.call_soon(self._deliver_held)
+                self._call_soon(self._deliver_held)
             self._read_on()
         if self._loop._debug:
             _logger.debug("%r resumes reading", self)

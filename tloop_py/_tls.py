@@ -14,6 +14,7 @@ from tloop_py._stream import StreamTransport
 if TYPE_CHECKING:
     import socket
     from asyncio.base_events import Server
+    from contextvars import Context
 
 
 class TLSMixin(BaseLoop):
@@ -30,6 +31,7 @@ class TLSMixin(BaseLoop):
         server: Server | None = None,
         ssl_handshake_timeout: float | None = constants.SSL_HANDSHAKE_TIMEOUT,
         ssl_shutdown_timeout: float | None = constants.SSL_SHUTDOWN_TIMEOUT,
+        context: Context | None = None,
         **accepted: Any,
     ) -> asyncio.Transport:
         if rawsock is not None:
@@ -45,9 +47,9 @@ class TLSMixin(BaseLoop):
             ssl_shutdown_timeout=ssl_shutdown_timeout,
         )
         if rawsock is None:
-            StreamTransport(self, tls, server=server, **accepted)
+            StreamTransport(self, tls, server=server, context=context, **accepted)
         else:
-            self._make_socket_transport(rawsock, tls, extra=extra, server=server)
+            self._make_socket_transport(rawsock, tls, extra=extra, server=server, context=context)
         transport: asyncio.Transport = tls._app_transport
         return transport
 

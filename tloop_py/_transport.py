@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import socket
     from asyncio.base_events import Server
     from collections.abc import Callable
+    from contextvars import Context
 
 _logger = logging.getLogger("asyncio")
 
@@ -39,22 +40,29 @@ class Endpoint(EventReceiver):
         _handle: int
         _paused: bool
 
+    # The context of a connection's callbacks; None: each has that in which it was scheduled.
+    _home: Context | None = None
+
     def _register(self) -> None:
         """Be the transport of the descriptor, and get its events."""
         self._loop._transports[self._fd] = self
         self._take_events()
 
     def _take_events(self) -> None:
-        """Have events delivered in the present context."""
-        self._context = copy_context()  # type: ignore[misc]  # a slot of each subclass
+        """Have events delivered in the connection's context, or else in the present one."""
+        context = copy_context() if self._home is None else self._home
+        self._context = context  # type: ignore[misc]  # a slot of each subclass
         self._loop._handlers[self._handle] = self
 
     def _begin(self, waiter: asyncio.Future[None] | None) -> None:
         """Reading starts after connection_made, and the waiter is woken after both."""
-        self._loop.call_soon(self._protocol.connection_made, self)
-        self._loop.call_soon(self._start_reading)
+        self._call_soon(self._protocol.connection_made, self)
+        self._call_soon(self._start_reading)
         if waiter is not None:
-            self._loop.call_soon(_wake, waiter)
+            self._call_soon(_wake, waiter)
+
+    def _call_soon(self, callback: Callable[..., object], *args: Any) -> None:
+        self._loop.call_soon(callback, *args, context=self._home)
 
     def _start_reading(self) -> None:
         raise NotImplementedError
@@ -93,8 +101,8 @@ class Transport(Endpoint, FlowControl):
     # object whose __dict__ is in use pays 40 ns for each method look-up (CPython 3.13).
     __slots__ = (
         "__dict__", "__weakref__", "_arena", "_c", "_closing", "_conn_lost", "_context", "_fd",
-        "_handle", "_paused", "_protocol", "_protocol_connected", "_server", "_sock", "_takes",
-        "_write_barred",
+        "_handle", "_home", "_paused", "_protocol", "_protocol_connected", "_server", "_sock",
+        "_takes", "_write_barred",
     )  # fmt: skip
 
     def __init__(
@@ -105,10 +113,12 @@ class Transport(Endpoint, FlowControl):
         sock: socket.socket | None,
         extra: dict[str, Any] | None,
         server: Server | None,
+        context: Context | None = None,
     ) -> None:
         self._c = loop._c
         self._arena = loop._arena
         self._handle = handle
+        self._home = context
         self._sock = sock
         self._server: Server | None = None
         self._takes = 0
@@ -188,7 +198,7 @@ class Transport(Endpoint, FlowControl):
         if not queued and not self._protocol_paused:
             self._conn_lost += 1
             self._write_barred = True
-            self._loop.call_soon(self._call_connection_lost, None)
+            self._call_soon(self._call_connection_lost, None)
 
     def abort(self) -> None:
         """Drop what is queued, then connection_lost(None)."""
@@ -222,7 +232,7 @@ class Transport(Endpoint, FlowControl):
             self._stop_reading()
         self._conn_lost += 1
         self._write_barred = True
-        self._loop.call_soon(self._call_connection_lost, exc)
+        self._call_soon(self._call_connection_lost, exc)
 
     def _call_connection_lost(self, exc: BaseException | None) -> None:
         try:
