@@ -32,8 +32,9 @@ pip = $(VENV)/bin/pip --quiet --disable-pip-version-check --no-input
 c_programs := $(patsubst examples/%.c,build/examples/%,$(wildcard examples/*.c))
 c_sources := $(wildcard tloop.h examples/*.[ch] bench/*.[ch] tests/c/*.[ch])
 
-.PHONY: all demo test test-fast test-all test-pypy test-c test-py test-apps test-stdlib test-once
-.PHONY: soak asan tsan lint lint-cdef lint-python lint-types lint-format lint-c format
+.PHONY: all demo soak test test-fast test-all test-next test-pypy
+.PHONY: test-c test-py test-apps test-stdlib test-once
+.PHONY: asan tsan lint lint-cdef lint-python lint-types lint-format lint-c format
 .PHONY: bench examples module tools clean
 .DELETE_ON_ERROR:
 
@@ -156,6 +157,13 @@ test-pypy:
 	  .ci/debian-root trixie "$(pypy_packages)" \
 	    make PYTHON=pypy3 VENV=/opt/tloop-venv test-interpreter; \
 	fi
+
+# CPython newer than Debian's stable: those of Debian's unstable, in a root of its own as above.
+# Patterns, because versions come and go there. One build of the binding serves them all (abi3).
+next_packages := python3 python3.1[45]-dev python3.1[45]-venv libpython3.1[45]-testsuite
+next_packages += gcc libc6-dev make
+test-next: module
+	@.ci/debian-root sid "$(next_packages)" make VENVS=/opt/tloop-venvs test-all
 
 # -- style -----------------------------------------------------------------------------------------
 
