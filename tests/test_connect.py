@@ -252,8 +252,9 @@ async def test_a_socket_that_has_a_transport_is_refused(loop: Loop) -> None:
     async with connected() as (transport, _, far):
         with pytest.raises(RuntimeError, match="is used by transport"):
             await loop.create_connection(Recorder, sock=transport.get_extra_info("socket")._sock)
-        transport.write(b"still mine")
-        assert await loop.sock_recv(far, 100) == b"still mine"
+        if sys.version_info < (3, 14):  # from then on asyncio closes the socket that it was given
+            transport.write(b"still mine")
+            assert await loop.sock_recv(far, 100) == b"still mine"
 
 
 # --- accepted elsewhere ---------------------------------------------------------------------------
