@@ -16,6 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 from tests.stdlib._stand_ins import Selector, stepping, with_generator, without_sendfile
 
@@ -37,6 +38,20 @@ _PER_SELECTOR = (
     "PollEventLoopTests",
     "SelectEventLoopTests",
 )
+
+
+# Where the loop under test looks up what a test replaces in the module of asyncio's own loop.
+_LOOKED_UP_IN = {"asyncio.unix_events.socket": "tloop_py._server.socket"}
+
+
+def redirected(patch: Any) -> Any:
+    """`mock.patch`, for targets named as asyncio names them."""
+
+    @functools.wraps(patch)
+    def wrapper(target: str, *args: Any, **kwargs: Any) -> Any:
+        return patch(_LOOKED_UP_IN.get(target, target), *args, **kwargs)
+
+    return wrapper
 
 
 def resolve(spec: str) -> Callable[[], asyncio.AbstractEventLoop]:
@@ -81,6 +96,7 @@ class Substitution:
             # the suite can do without.
             sys.modules["_testcapi"] = None  # type: ignore[assignment]
         if self.backend:
+            mock.patch = redirected(mock.patch)  # type: ignore[assignment]
             test_utils = import_module("test.test_asyncio.utils")
             vars(test_utils)["TestLoop"] = with_generator(self.loop_class)
         self._count(self.loop_class)

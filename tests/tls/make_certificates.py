@@ -1,4 +1,4 @@
-"""Make the certificates of test_tls.py: an authority, a server and a client it vouches for.
+"""Make the certificates of the TLS tests: an authority, a server and a client it vouches for.
 
 They are kept in the repository, valid for a hundred years, so that the tests need no package for
 it (this script needs `cryptography`, which PyPy cannot load).
