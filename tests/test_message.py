@@ -18,7 +18,8 @@ from loopkit import Loop, finish, python, tcp_sockets, turns, until
 
 pytestmark = [pytest.mark.usefixtures("loop"), pytest.mark.loops("tloop")]
 
-IP_PKTINFO, IP_RECVERR = 8, 11  # not in every version's socket module
+# Not in every version's socket module.
+IP_PKTINFO, IP_RECVERR, MSG_CMSG_CLOEXEC = 8, 11, 0x40000000
 Message = tuple[bytes, list[tuple[int, int, bytes]], int, Any]
 
 
@@ -217,6 +218,27 @@ async def test_the_queue_of_errors(any_loop: Any, udp: list[socket.socket]) -> N
     assert struct.unpack_from("@I", data)[0] == errno.ECONNREFUSED
 
 
+async def test_an_error_that_is_there_is_told_beside_a_waiting_receive(
+    any_loop: Any, udp: list[socket.socket]
+) -> None:
+    near, far = udp
+    near.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
+    receiving = any_loop.create_task(any_loop.sock_recv(near, 100))
+    await turns()
+    nobody = far.getsockname()
+    far.close()
+    near.sendto(b"to nobody", nobody)
+    with pytest.raises(ConnectionRefusedError):  # the pending error, which is told once
+        await receiving
+    receiving = any_loop.create_task(any_loop.sock_recv(near, 100))
+    await turns()
+    message = await any_loop.sock_recvmsg(near, 100, 200, socket.MSG_ERRQUEUE)
+    assert message[3] == nobody
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.sendto(b"data", near.getsockname())
+        assert await receiving == b"data"
+
+
 # --- descriptors ------------------------------------------------------------------------------
 
 
@@ -264,7 +286,7 @@ async def test_close_on_exec_is_reported_to_who_asked(
     any_loop: Any, unix: list[socket.socket]
 ) -> None:
     near, far = unix
-    for flags in (0, socket.MSG_CMSG_CLOEXEC):
+    for flags in (0, MSG_CMSG_CLOEXEC):
         far.sendmsg([b"x"], [rights(far.fileno())])
         message = await any_loop.sock_recvmsg(near, 1, ROOM, flags)
         assert message[2] == flags

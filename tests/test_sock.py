@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
-from loopkit import Loop, collect, read_all, stats, tcp_sockets, turns, until
+from loopkit import REFCOUNTS, Loop, collect, read_all, stats, tcp_sockets, turns, until
 
 pytestmark = pytest.mark.usefixtures("loop")
 
@@ -144,6 +144,7 @@ async def test_empty_datagrams_are_data(loop: Loop, udp: Pair) -> None:
     assert await loop.sock_recvfrom(near, 100) == (b"", far.getsockname())
 
 
+@pytest.mark.skipif(not REFCOUNTS, reason="PyPy's socket asks the kernel for no byte, and waits")
 async def test_receiving_nothing_needs_no_data(loop: Loop, tcp: Pair) -> None:
     """Also when the loop knows that there is none."""
     near, far = tcp
@@ -165,7 +166,6 @@ WRONG: dict[str, Callable[[Any, socket.socket], Any]] = {
     "gaps": lambda loop, sock: loop.sock_recv_into(sock, memoryview(bytearray(9))[::2]),
     "None": lambda loop, sock: loop.sock_recvfrom(sock, None),
     "no buffer": lambda loop, sock: loop.sock_recvfrom_into(sock, 5),
-    "negative length": lambda loop, sock: loop.sock_recvfrom_into(sock, bytearray(5), -1),
     "long": lambda loop, sock: loop.sock_recvfrom_into(sock, bytearray(5), 6),
 }
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING, Any
 
-from tloop_py._ffi import ERR, READ
+from tloop_py._ffi import ERR
 from tloop_py._sock import SockMixin
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     _Ancillary = list[tuple[int, int, bytes]]
     _Message = tuple[Any, _Ancillary, int, Any]
 
-_CLOEXEC: int = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
-_ERRQUEUE: int = getattr(socket, "MSG_ERRQUEUE", 0)
+# Linux' numbers, where the socket module lacks the name (PyPy).
+_CLOEXEC: int = getattr(socket, "MSG_CMSG_CLOEXEC", 0x40000000)
+_ERRQUEUE: int = getattr(socket, "MSG_ERRQUEUE", 0x2000)
 
 
 class MessageMixin(SockMixin):
@@ -27,10 +28,8 @@ class MessageMixin(SockMixin):
         Received descriptors are not inheritable and belong to the caller, who must close them. None
         is lost when the operation is cancelled. With MSG_ERRQUEUE it waits for an error.
         """
-        return await self._receive(
-            sock,
-            lambda _: _as_asked(sock.recvmsg(bufsize, ancbufsize, flags | _CLOEXEC), flags),
-            bit=ERR if flags & _ERRQUEUE else READ,
+        return await self._receive_message(
+            sock, flags, lambda actual: sock.recvmsg(bufsize, ancbufsize, actual)
         )
 
     async def sock_recvmsg_into(
@@ -38,11 +37,25 @@ class MessageMixin(SockMixin):
     ) -> tuple[int, _Ancillary, int, Any]:
         """As sock_recvmsg, into buffers; returns (nbytes, ancdata, msg_flags, address)."""
         parts = list(buffers)
-        return await self._receive(
-            sock,
-            lambda _: _as_asked(sock.recvmsg_into(parts, ancbufsize, flags | _CLOEXEC), flags),
-            bit=ERR if flags & _ERRQUEUE else READ,
+        return await self._receive_message(
+            sock, flags, lambda actual: sock.recvmsg_into(parts, ancbufsize, actual)
         )
+
+    async def _receive_message(
+        self, sock: socket.socket, flags: int, receive: Callable[[int], _Message]
+    ) -> _Message:
+        def attempt(_: None) -> _Message:
+            data, ancillary, got, address = receive(flags | _CLOEXEC)
+            # The kernel repeats MSG_CMSG_CLOEXEC in its flags; only who asked for it expects that.
+            return data, ancillary, got & ~(_CLOEXEC & ~flags), address
+
+        if not flags & _ERRQUEUE:
+            return await self._receive(sock, attempt)
+        self._check_socket(sock)
+        try:
+            return attempt(None)
+        except (BlockingIOError, InterruptedError):  # which tells nothing of the data
+            return await self._in_turn(sock, ERR, attempt)
 
     async def sock_sendmsg(
         self,
@@ -56,9 +69,3 @@ class MessageMixin(SockMixin):
         less than all, and has taken ancdata then."""
         parts, ancillary = list(buffers), list(ancdata)
         return await self._send(sock, lambda _: sock.sendmsg(parts, ancillary, flags, address))
-
-
-def _as_asked(message: _Message, flags: int) -> Any:
-    """The kernel repeats MSG_CMSG_CLOEXEC in the flags of the message; who asked expects it."""
-    data, ancillary, got, address = message
-    return data, ancillary, got & ~(_CLOEXEC & ~flags), address

@@ -292,11 +292,7 @@ class SockMixin(BaseLoop):
         return await self._receive(sock, attempt)
 
     async def _receive(
-        self,
-        sock: socket.socket,
-        attempt: Callable[[Any], _T],
-        argument: Any = None,
-        bit: int = READ,
+        self, sock: socket.socket, attempt: Callable[[Any], _T], argument: Any = None
     ) -> _T:
         entry = self._known(sock)
         if entry is None or (not entry.reads and (entry.readable or not _can_wait(argument))):
@@ -304,7 +300,7 @@ class SockMixin(BaseLoop):
                 return attempt(argument)
             except _WOULD_BLOCK:
                 pass
-        return await self._in_turn(sock, bit, attempt, argument)
+        return await self._in_turn(sock, READ, attempt, argument)
 
     async def sock_sendall(self, sock: socket.socket, data: Any) -> None:
         """Send all of data. After an exception nobody knows how much was sent."""
