@@ -276,14 +276,15 @@ async def test_closing_leaves_unread_bytes_in_the_pipe(loop: Loop) -> None:
 
 
 class Pausing(Recorder):
-    """Pauses another transport as soon as it gets data."""
+    """Pauses, or closes, other transports as soon as it gets data."""
 
     others: list[Any]
+    method = "pause_reading"
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         for other in self.others:
-            other.pause_reading()
+            getattr(other, self.method)()
 
 
 @pytest.mark.parametrize("ended", [False, True], ids=["data", "end-of-file"])
@@ -308,6 +309,35 @@ async def test_paused_by_a_callback_of_the_same_tick(loop: Loop, ended: bool) ->
         if ended:
             await end_of(one, two)
             assert one.calls == two.calls == ["made", "data", "eof", "lost"]
+
+
+async def test_closed_by_a_callback_of_the_same_tick(loop: Loop) -> None:
+    one, two = Pausing(), Pausing()
+    async with reading(one) as (first, _, far_first), reading(two) as (second, _, far_second):
+        one.method = two.method = "close"
+        one.others, two.others = [second], [first]
+        os.write(far_first, b"1")
+        os.write(far_second, b"2")
+        await until(lambda: one.lost or two.lost)
+        await turns()
+        assert [bytes(one.data), bytes(two.data)] in ([b"1", b""], [b"", b"2"])
+
+
+async def test_a_hang_up_in_the_tick_that_pauses_comes_after_resuming(loop: Loop) -> None:
+    master, slave = terminal(Path())
+    one, two = Pausing(), Recorder()
+    async with reading(one) as (_, _, far):
+        second, _ = await loop.connect_read_pipe(lambda: two, master)
+        one.others = [second]
+        os.write(far, b"1")
+        slave.close()
+        await one.received(1)
+        await turns()
+        assert two.calls == ["made"]
+        second.resume_reading()
+        await end_of(two)
+        assert two.calls == ["made", "lost"]
+        assert isinstance(two.error, OSError)
 
 
 async def test_an_end_of_file_while_paused_comes_after_resuming(loop: Loop) -> None:
@@ -599,10 +629,11 @@ async def test_one_terminal_read_and_written_by_two_transports(loop: Loop) -> No
     same = os.fdopen(master.fileno(), "wb", 0, closefd=False)
     reading_end, _ = await loop.connect_read_pipe(lambda: reader, master)
     writing_end, _ = await loop.connect_write_pipe(lambda: writer, same)
-    writing_end.write(b"x" * 2000)
+    writing_end.write(b"x" * 100000)
+    assert writing_end.get_write_buffer_size()
     slave_reader = Recorder()
     echo, _ = await loop.connect_read_pipe(lambda: slave_reader, slave)
-    assert await slave_reader.received(2000) == b"x" * 2000
+    assert await slave_reader.received(100000) == b"x" * 100000
     os.write(slave.fileno(), b"answer")
     assert await reader.received(6) == b"answer"
     for transport in (writing_end, reading_end, echo):
@@ -635,6 +666,7 @@ async def test_a_device_that_cannot_be_waited_for(loop: Loop) -> None:
         assert protocol.calls == ["made", "eof", "lost"]
         return
     assert [type(report["exception"]) for report in reports] == [PermissionError]
+    assert not protocol.lost
     transport.close()
     await end_of(protocol)
     assert protocol.calls == ["made", "lost"]

@@ -191,7 +191,6 @@ class ReadPipeTransport(Endpoint, asyncio.ReadTransport):
     def _close(self, exc: OSError | None) -> None:
         self._closing = True
         self._takes = 0
-        self._held.clear()
         lib.tl_stream_read_stop(self._c, self._handle)
         self._loop.call_soon(self._call_connection_lost, exc)
 
@@ -268,8 +267,7 @@ class WritePipeTransport(Transport):
                 raise oserror(rc, repr(self._pipe))
 
     def _stop_reading(self) -> None:
-        if not self.get_write_buffer_size():  # else the reader's end still matters
-            lib.tl_stream_read_stop(self._c, self._handle)
+        lib.tl_stream_read_stop(self._c, self._handle)
 
     def _event(self, kind: int, result: int, offset: int) -> None:
         if kind == DRAIN:

@@ -50,8 +50,6 @@ class ChildWatch(EventReceiver):
         self._handle: int = lib.tl_child_watch(loop._c, process.pid)
         if self._handle > 0:
             loop._handlers[self._handle] = self
-        elif self._handle in (-errno.ECHILD, -errno.ESRCH):
-            loop.call_soon(self.look)
         else:
             self._thread = threading.Thread(
                 target=self._wait_in_thread, name=f"tloop-waitpid-{process.pid}", daemon=True
