@@ -65,14 +65,9 @@ class ChildWatch(EventReceiver):
     def _wait_in_thread(self) -> None:
         lib.tl_child_wait(self._process.pid)
         try:
-            self._loop.call_soon_threadsafe(self._thread_ended, context=self._context)
+            self._loop.call_soon_threadsafe(self.look, context=self._context)
         except RuntimeError:
             _logger.warning("Loop %r that handles pid %r is closed", self._loop, self._process.pid)
-
-    def _thread_ended(self) -> None:
-        assert self._thread is not None
-        self._thread.join()
-        self.look()
 
     def look(self) -> None:
         """Reap the child if it has ended."""
@@ -99,6 +94,8 @@ class ChildWatch(EventReceiver):
         if self._handle > 0:
             del self._loop._handlers[self._handle]
             lib.tl_close(self._loop._c, self._handle)
+        if self._thread is not None:  # it is just ending, too, but still uses the loop
+            self._thread.join()
         if status >= 0:
             self._process.returncode = os.waitstatus_to_exitcode(status)
         elif self._process.returncode is None:  # else Popen.wait() was faster, and knows
