@@ -350,34 +350,6 @@ async def test_the_task_factory_makes_the_tasks(loop: Loop) -> None:
     loop.set_task_factory(None)
 
 
-@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
-async def test_eager_tasks_start_at_once(loop: Loop) -> None:
-    loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined,unused-ignore]
-    order: list[str] = []
-
-    async def work() -> None:
-        order.append("started")
-        await asyncio.sleep(0)
-        order.append("ended")
-
-    task = loop.create_task(work())
-    assert order == ["started"]
-    await task
-    assert order == ["started", "ended"]
-
-
-@pytest.mark.skipif(sys.version_info < (3, 14), reason="eager_start= came with Python 3.14")
-async def test_create_task_passes_all_keywords_on(loop: Loop) -> None:
-    order: list[str] = []
-
-    async def work() -> None:
-        order.append("started")
-
-    task = loop.create_task(work(), eager_start=True)  # type: ignore[call-arg,unused-ignore]
-    assert order == ["started"]
-    await task
-
-
 async def test_tasks_take_turns(loop: Loop) -> None:
     order: list[int] = []
 

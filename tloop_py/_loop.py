@@ -15,6 +15,7 @@ from asyncio import events, format_helpers
 from contextvars import copy_context
 from heapq import heapify, heappop, heappush
 from itertools import repeat
+from math import inf, nextafter
 from time import monotonic
 from types import BuiltinFunctionType
 from typing import TYPE_CHECKING, Any
@@ -286,7 +287,10 @@ class Loop(
 
     def _move_due_timers(self) -> None:
         timers = self._timers
-        end = self.time() + self._clock_resolution
+        now = self.time()
+        end = now + self._clock_resolution
+        if end == now:  # a patched clock that shows large numbers
+            end = nextafter(now, inf)
         while timers:
             if timers[0][0] >= end:
                 break
@@ -450,6 +454,7 @@ class Loop(
     def run_forever(self) -> None:
         """Run until stop() is called. In the main thread signals wake the loop, so that handlers
         of `signal.signal` and Ctrl-C act at once."""
+        self._check_running()  # before anything is set up that its end would take down
         former = self._begin_wakeup_fd()
         self._home_thread = threading.get_ident()
         try:
