@@ -149,7 +149,8 @@ enum {
   TL_EV_SIGNAL = 11,  /* result is the signal number */
   TL_EV_CHILD = 12,   /* child ended: result is the status as waitpid gives it, or -errno */
   TL_EV_WAKE = 13,    /* handle 0: tl_loop_wake was called since the last tick, once or often */
-  TL_EV_CLOSED = 14   /* the handle is gone; result -errno if tl_stream_close could not send all */
+  TL_EV_CLOSED = 14,  /* the handle is gone; result -errno if tl_stream_close could not send all */
+  TL_EV_TLS = 15 /* stream (tloop_tls.h): the handshake has ended; result 0, or why it failed */
 };
 
 /* Library errors; every other negative code is -errno. */
@@ -157,7 +158,8 @@ enum {
   TL_EBADH = -4001,    /* the handle is stale, closed, or never was one */
   TL_EKIND = -4002,    /* the handle is of another kind than the function's */
   TL_EBACKEND = -4003, /* no such backend, see tl_backends */
-  TL_ELIMIT = -4004    /* more handles than fit */
+  TL_ELIMIT = -4004,   /* more handles than fit */
+  TL_ETLS = -65536     /* this and everything below: see tloop_tls.h */
 };
 
 /* Readiness masks of tl_poll_start and TL_EV_POLL. */
@@ -749,7 +751,8 @@ typedef struct tl__head {
   bool closing;
 } tl__head;
 
-/* An entry of the timer heap; the owner is a timer, or a listener or UDP handle that pauses. */
+/* An entry of the timer heap; the owner is a timer, a listener or UDP handle that pauses, or a
+   stream with a layer. */
 typedef struct tl__node {
   tl__head *owner;
   size_t heap_pos; /* 1 + index in the heap, 0: not there */
@@ -795,18 +798,50 @@ typedef struct tl__chunk {
 
 enum { TL__CHUNK_ROOM = TL_CHUNK_BYTES - (int)sizeof(tl__chunk) };
 
+typedef struct tl__layer tl__layer;
+
 typedef struct tl__stream {
   tl__io io;
   tl__flow flow;
   tl__chunk *first, *last;
+  tl__layer *layer;    /* what lies between the stream's bytes and the descriptor's, or NULL */
   int error;           /* why it is broken, or 0 */
   tl__link again;      /* in loop->again or loop->rereads */
   uint8_t ready;       /* edge: what the kernel has reported and has not taken back by EAGAIN */
   bool edge, end_near; /* end_near: half-closed or urgent data, so a short read proves nothing */
   bool is_socket, connecting, notify, shut, finishing;
+  bool reading;  /* what the user wants; want has it too, unless the layer reads for itself */
+  bool internal; /* the layer talks to the peer for itself: events are its own */
   uint8_t peer_bytes;
   unsigned char peer[TL__PEER_BYTES]; /* kept: getpeername fails once the peer has reset */
 } tl__stream;
+
+/* The functions of a layer (TLS) take the place of the stream's own. Bytes for the descriptor go
+   through the stream's write queue. A layer that holds bytes back sets TL_READ in ready, and input
+   is called again in the next tick.
+   begin    the descriptor is connected: 0, or a negative error
+   input    the descriptor may be readable, or ready says so; may make one event
+   recv, write, shutdown, close   as tl_stream_recv and so on
+   emptied  the write queue is empty now
+   cut      what was queued is dropped: nothing may follow it
+   due      the deadline of a tl__node that the stream owns
+   free     the stream closes */
+typedef struct tl__layer_ops {
+  int (*begin)(tl_loop *loop, tl__stream *s);
+  bool (*input)(tl_loop *loop, tl__stream *s, tl_event *ev);
+  int64_t (*recv)(tl_loop *loop, tl__stream *s, void *buffer, size_t nbytes);
+  int64_t (*write)(tl_loop *loop, tl__stream *s, const tl_buf *bufs, int count);
+  int (*shutdown)(tl_loop *loop, tl__stream *s);
+  int (*close)(tl_loop *loop, tl__stream *s);
+  void (*emptied)(tl_loop *loop, tl__stream *s);
+  void (*cut)(tl__stream *s);
+  void (*due)(tl_loop *loop, tl__stream *s);
+  void (*free)(tl_loop *loop, tl__stream *s);
+} tl__layer_ops;
+
+struct tl__layer {
+  const tl__layer_ops *ops;
+};
 
 typedef struct tl__packet {
   struct tl__packet *next;
@@ -919,6 +954,7 @@ struct tl_loop {
   struct iovec *vectors;
   tl__chunk *spare;
   int spare_count;
+  void *layer_memory; /* shared by the layers of all streams; made by the first */
 
   int wake_rd, wake_wr;
   atomic_int wake_pending; /* tl_loop_wake since the last TL_EV_WAKE */
@@ -998,6 +1034,10 @@ TL_API int tl_prime_malloc(size_t nbytes) {
 
 TL_API const char *tl_version(void) { return TL_VERSION; }
 
+#ifdef TL__HAS_TLS
+static const char *tl__tls_strerror(int64_t code);
+#endif
+
 TL_API const char *tl_strerror(int64_t code) {
   switch (code) {
     case TL_EBADH: return "handle is closed or was never open";
@@ -1007,6 +1047,9 @@ TL_API const char *tl_strerror(int64_t code) {
     default: break;
   }
   if (code >= 0) return "success";
+#ifdef TL__HAS_TLS
+  if (code <= TL_ETLS) return tl__tls_strerror(code);
+#endif
   return code < -4095 ? "unknown error" : strerror((int)-code);
 }
 
@@ -1291,10 +1334,11 @@ static int tl__watched(const tl__io *io) {
 
 static int tl__interrupt(tl_loop *loop);
 
-/* No edge will tell of what is ready already: come back in the next tick. */
+/* No edge will tell of what is ready already, nor the kernel of what a layer holds: come back in
+   the next tick. */
 static void tl__come_back(tl_loop *loop, tl__io *io) {
   tl__stream *s = (tl__stream *)io;
-  if (!tl__is_edge(io) || io->head.closing || !(s->ready & io->want)) return;
+  if (io->head.kind != TL__STREAM || io->head.closing || !(s->ready & io->want)) return;
   if (tl__linked(&s->again)) return;
   tl__link_last(&loop->again, &s->again);
   if (atomic_load_explicit(&loop->sleeping, memory_order_relaxed)) (void)tl__interrupt(loop);
@@ -2326,6 +2370,7 @@ static void tl__note_received(tl__stream *s, ssize_t n, size_t asked) {
 }
 
 static bool tl__stream_input(tl_loop *loop, tl__stream *s, tl_event *ev) {
+  if (s->layer) return s->layer->ops->input(loop, s, ev);
   if (s->notify) {
     *ev = (tl_event){s->io.head.id, TL_EV_READABLE, 0, 0};
     return true;
@@ -2353,6 +2398,7 @@ static bool tl__stream_connected(tl_loop *loop, tl__stream *s, tl_event *ev) {
   if (getsockopt(s->io.fd, SOL_SOCKET, SO_ERROR, &error, &n) < 0) error = errno;
   s->connecting = false;
   tl__unwant(&s->io, TL_WRITE);
+  if (!error && s->layer) error = -s->layer->ops->begin(loop, s);
   if (error)
     tl__stream_break(loop, s, -error);
   else
@@ -2365,6 +2411,10 @@ static bool tl__stream_connected(tl_loop *loop, tl__stream *s, tl_event *ev) {
 static void tl__stream_emptied(tl_loop *loop, tl__stream *s) {
   tl__unwant(&s->io, TL_WRITE);
   tl__trim(loop, &s->io);
+  if (s->layer) {
+    s->layer->ops->emptied(loop, s);
+    return;
+  }
   /* NOLINTNEXTLINE(clang-analyzer-unix.StdCLibraryFunctions): the descriptor is open */
   if (s->shut) shutdown(s->io.fd, SHUT_WR);
   if (s->finishing) (void)tl_close(loop, s->io.head.id);
@@ -2379,7 +2429,10 @@ static bool tl__stream_output_failed(tl_loop *loop, tl__stream *s, int error, tl
     (void)tl_close(loop, s->io.head.id);
     return false;
   }
-  *ev = (tl_event){s->io.head.id, TL_EV_ERROR, error, TL_WRITE};
+  if (s->internal)
+    *ev = (tl_event){s->io.head.id, TL_EV_TLS, error, 0};
+  else
+    *ev = (tl_event){s->io.head.id, TL_EV_ERROR, error, TL_WRITE};
   return true;
 }
 
@@ -2393,9 +2446,9 @@ static bool tl__stream_output(tl_loop *loop, tl__stream *s, tl_event *ev) {
   if (n == -EAGAIN) return false;
   if (n < 0) return tl__stream_output_failed(loop, s, (int)n, ev);
   tl__queue_consume(loop, s, (size_t)n);
-  bool drained = tl__flow_drained(&s->flow), finishing = s->finishing;
+  bool drained = tl__flow_drained(&s->flow), silent = s->finishing || s->internal;
   if (s->flow.queued == 0) tl__stream_emptied(loop, s);
-  if (!drained || finishing) return false;
+  if (!drained || silent) return false;
   *ev = (tl_event){s->io.head.id, TL_EV_DRAIN, s->flow.queued, 0};
   return true;
 }
@@ -2413,6 +2466,7 @@ static int tl__read_start(tl_loop *loop, tl_handle stream, bool notify) {
   int rc = tl__stream_usable(s);
   if (rc == 0) rc = tl__want(loop, &s->io, TL_READ);
   if (rc == 0) s->notify = notify;
+  if (rc == 0) s->reading = true;
   return rc;
 }
 
@@ -2428,7 +2482,8 @@ TL_API int tl_stream_read_stop(tl_loop *loop, tl_handle stream) {
   int error;
   tl__stream *s = tl__open(loop, stream, TL__STREAM, &error);
   if (!s) return error;
-  tl__unwant(&s->io, TL_READ);
+  s->reading = false;
+  if (!s->internal) tl__unwant(&s->io, TL_READ);
   return 0;
 }
 
@@ -2438,6 +2493,7 @@ TL_API int64_t tl_stream_recv(tl_loop *loop, tl_handle stream, void *buffer, siz
   if (!s) return error;
   int rc = tl__stream_usable(s);
   if (rc < 0) return rc;
+  if (s->layer) return s->layer->ops->recv(loop, s, buffer, nbytes);
   ssize_t n = tl__recv(loop, s, buffer, nbytes);
   tl__note_received(s, n, nbytes);
   if (nbytes && tl__is_eof(s, n)) {
@@ -2496,6 +2552,14 @@ static int64_t tl__write_rest(tl_loop *loop, tl__stream *s, const tl_buf *bufs, 
   return rc;
 }
 
+static int64_t tl__write_one(tl_loop *loop, tl__stream *s, const tl_buf *buf) {
+  struct iovec iov = {(void *)(uintptr_t)buf->data, buf->nbytes};
+  ssize_t sent = s->first || !buf->nbytes ? 0 : tl__send(loop, s, &iov, 1);
+  if (sent == -EAGAIN) sent = 0;
+  if (sent >= 0 && (size_t)sent == buf->nbytes) return s->flow.queued;
+  return tl__write_rest(loop, s, buf, 1, sent);
+}
+
 TL_API int64_t tl_stream_writev(tl_loop *loop, tl_handle stream, const tl_buf *bufs, int count) {
   int error;
   size_t total = 0;
@@ -2504,6 +2568,7 @@ TL_API int64_t tl_stream_writev(tl_loop *loop, tl_handle stream, const tl_buf *b
   if (count < 0) return -EINVAL;
   int rc = tl__may_write(s);
   if (rc < 0) return rc;
+  if (s->layer) return s->layer->ops->write(loop, s, bufs, count);
   for (int i = 0; i < count; i++) total += bufs[i].nbytes;
   ssize_t sent = s->first ? 0 : tl__send_now(loop, s, bufs, count);
   if (sent >= 0 && (size_t)sent == total) return s->flow.queued;
@@ -2516,12 +2581,9 @@ TL_API int64_t tl_stream_write(tl_loop *loop, tl_handle stream, const void *data
   if (!s) return error;
   int rc = tl__may_write(s);
   if (rc < 0) return rc;
-  struct iovec iov = {(void *)(uintptr_t)data, nbytes};
-  ssize_t sent = s->first || !nbytes ? 0 : tl__send(loop, s, &iov, 1);
-  if (sent == -EAGAIN) sent = 0;
-  if (sent >= 0 && (size_t)sent == nbytes) return s->flow.queued;
   tl_buf buf = {data, nbytes};
-  return tl__write_rest(loop, s, &buf, 1, sent);
+  if (s->layer) return s->layer->ops->write(loop, s, &buf, 1);
+  return tl__write_one(loop, s, &buf);
 }
 
 TL_API int tl_stream_write_batch(tl_loop *loop, int64_t *rows, int count, const void *data) {
@@ -2543,6 +2605,7 @@ TL_API int tl_stream_shutdown(tl_loop *loop, tl_handle stream) {
   if (!s) return error;
   int rc = tl__stream_usable(s);
   if (rc < 0 || s->shut) return rc;
+  if (s->layer) return s->layer->ops->shutdown(loop, s);
   if (!s->first && shutdown(s->io.fd, SHUT_WR) < 0) return -errno;
   s->shut = true;
   return 0;
@@ -2552,6 +2615,7 @@ TL_API int tl_stream_close(tl_loop *loop, tl_handle stream) {
   int error;
   tl__stream *s = tl__open(loop, stream, TL__STREAM, &error);
   if (!s) return error;
+  if (s->layer && !s->finishing) return s->layer->ops->close(loop, s);
   if (!s->first) return tl_close(loop, stream);
   tl__unwant(&s->io, TL_READ);
   s->finishing = true;
@@ -2597,9 +2661,14 @@ static void tl__listener_pause(tl_loop *loop, tl__listener *l) {
     (void)tl__want(loop, &l->io, TL_READ); /* no memory for the timer: try again at once */
 }
 
-/* End of a pause of a listener or a UDP handle. When the kernel has no memory for that: pause on.
-   */
+/* End of a pause of a listener or a UDP handle, or a deadline of a layer. When the kernel has no
+   memory for the first: pause on. */
 static void tl__resume(tl_loop *loop, tl__node *node) {
+  if (node->owner->kind == TL__STREAM) {
+    tl__stream *s = (tl__stream *)node->owner;
+    s->layer->ops->due(loop, s);
+    return;
+  }
   int bit = node->owner->kind == TL__LISTENER ? TL_READ : TL_WRITE;
   if (tl__want(loop, (tl__io *)node->owner, bit) == 0) return;
   int64_t again_ns = tl__add_clamped(loop->now_ns, TL__ACCEPT_PAUSE_NS);
@@ -3026,6 +3095,13 @@ static bool tl__poll_input(const tl__io *io, uint32_t mask, tl_event *ev) {
 
 // >>handle
 
+static void tl__stream_teardown(tl_loop *loop, tl__stream *s) {
+  if (s->layer) s->layer->ops->free(loop, s);
+  tl__unlink(&s->again);
+  tl__queue_clear(loop, s);
+  tl__io_teardown(loop, &s->io);
+}
+
 static void tl__teardown(tl_loop *loop, tl__head *head) {
   switch (head->kind) {
     case TL__TIMER:
@@ -3034,11 +3110,7 @@ static void tl__teardown(tl_loop *loop, tl__head *head) {
       break;
     case TL__SIGNAL: tl__signal_teardown(loop, (tl__signal *)head); break;
     case TL__UDP: tl__udp_teardown(loop, (tl__udp *)head); break;
-    case TL__STREAM:
-      tl__unlink(&((tl__stream *)head)->again);
-      tl__queue_clear(loop, (tl__stream *)head);
-      tl__io_teardown(loop, (tl__io *)head);
-      break;
+    case TL__STREAM: tl__stream_teardown(loop, (tl__stream *)head); break;
     case TL__LISTENER:
       tl__heap_remove(loop, &((tl__listener *)head)->pause);
       tl__io_teardown(loop, (tl__io *)head);
@@ -3071,8 +3143,10 @@ TL_API int64_t tl_discard(tl_loop *loop, tl_handle handle) {
     tl__unwant(io, TL_WRITE);
     tl__trim(loop, io);
   } else if (nbytes) {
-    tl__queue_clear(loop, (tl__stream *)io);
-    tl__stream_emptied(loop, (tl__stream *)io);
+    tl__stream *s = (tl__stream *)io;
+    if (s->layer) s->layer->ops->cut(s);
+    tl__queue_clear(loop, s);
+    tl__stream_emptied(loop, s);
   }
   return nbytes;
 }
@@ -3158,6 +3232,7 @@ static void tl__merge_ready(tl_loop *loop, tl__ready *r, tl__io *io) {
   } else {
     if (ended) r->mask = io->want & (TL_READ | TL_WRITE);
     if (!(r->mask & io->want)) tl__trim(loop, io);
+    if (io->head.kind == TL__STREAM) r->mask |= ((tl__stream *)io)->ready; /* what a layer holds */
   }
 }
 
@@ -3336,6 +3411,7 @@ TL_API int64_t tl_loop_close(tl_loop *loop) {
   tl__free(loop, loop->headers);
   tl__free(loop, loop->vectors);
   tl__free(loop, loop->arena);
+  tl__free(loop, loop->layer_memory);
   loop->memory.free_fn(loop->memory.user, loop);
   return open;
 }
