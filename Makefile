@@ -30,12 +30,14 @@ stdlib = $(limit) $(py) -m tests.stdlib.run
 pip = $(VENV)/bin/pip --quiet --disable-pip-version-check --no-input
 
 c_programs := $(patsubst examples/%.c,build/examples/%,$(wildcard examples/*.c))
-c_sources := $(wildcard tloop.h examples/*.[ch] bench/*.[ch] tests/c/*.[ch])
+c_sources := $(wildcard tloop.h tloop_tls.h examples/*.[ch] bench/*.[ch] tests/c/*.[ch])
+# What the compiler needs for mbedTLS, one word per line; empty when there is none.
+tls := build/mbedtls.flags
 
 .PHONY: all demo soak test test-fast test-all test-next test-pypy
 .PHONY: test-c test-py test-apps test-stdlib test-once
 .PHONY: asan tsan lint lint-cdef lint-python lint-types lint-format lint-c format
-.PHONY: bench examples module tools clean
+.PHONY: bench examples module mbedtls tools clean
 .DELETE_ON_ERROR:
 
 all: module
@@ -73,17 +75,36 @@ $(VENV)/%.stamp: pyproject.toml $(VENV)/build.stamp
 	@$(pip) install --group $*
 	@touch $@
 
-module: $(VENV)/build.stamp
+# A good mbedTLS of the system, else the pinned release; without either everything but TLS is built.
+$(tls): .ci/mbedtls | tools
+	@mkdir -p $(@D)
+	@.ci/mbedtls flags >$@ 2>/dev/null || { \
+	  echo "building mbedTLS"; \
+	  .ci/mbedtls build && .ci/mbedtls flags >$@; \
+	} || { echo "going on without TLS; \`make mbedtls\` tries again" >&2; : >$@; }
+
+# Builds the pinned release whatever the system has.
+mbedtls: | tools
+	@.ci/mbedtls build
+	@.ci/mbedtls flags >$(tls)
+
+module: $(VENV)/build.stamp $(tls)
 	@$(py) cffi_build.py --inplace
 
-libtloop.so: tloop.h
-	@$(CC) $(strict) $(CFLAGS) -shared -fPIC -pthread -DTLOOP_IMPLEMENTATION -x c $< -o $@
+libtloop.so: tloop.h tloop_tls.h $(tls)
+	@header=tloop.h; [ ! -s $(tls) ] || header=tloop_tls.h; \
+	$(CC) $(strict) $(CFLAGS) -shared -fPIC -pthread -DTLOOP_IMPLEMENTATION -x c $$header \
+	  -x none $$(cat $(tls)) -o $@
 
 examples: $(c_programs)
 
 build/examples/%: examples/%.c tloop.h
 	@mkdir -p $(@D)
 	@$(CC) $(strict) $(CFLAGS) -I. $< -o $@
+
+build/examples/tls_%: examples/tls_%.c tloop.h tloop_tls.h $(tls)
+	@mkdir -p $(@D)
+	@[ ! -s $(tls) ] || $(CC) $(strict) $(CFLAGS) -I. $< $$(cat $(tls)) -o $@
 
 # -- what it does ----------------------------------------------------------------------------------
 
@@ -100,14 +121,14 @@ test: test-c test-once test-py test-apps test-stdlib
 test-fast: module $(VENV)/test.stamp
 	@TLOOP_TEST_LOOPS=tloop $(pytest) $(behaviour) $(once) -m "not slow"
 
-test-c:
+test-c: $(tls)
 	@$(MAKE) -C tests/c check
 	@$(MAKE) -C tests/c compile
 
-asan:
+asan: $(tls)
 	@$(MAKE) -C tests/c check
 
-tsan:
+tsan: $(tls)
 	@$(MAKE) -C tests/c tsan
 
 test-once: module libtloop.so $(VENV)/test.stamp
@@ -183,9 +204,11 @@ lint-types: module $(VENV)/lint.stamp
 lint-format: $(VENV)/lint.stamp
 	@$(VENV)/bin/clang-format --dry-run -Werror $(c_sources)
 
-lint-c: $(VENV)/lint.stamp
+lint-c: $(VENV)/lint.stamp $(tls)
 	@$(VENV)/bin/clang-tidy --quiet --warnings-as-errors='*' tloop.h -- \
 	  -x c -std=c11 -DTLOOP_IMPLEMENTATION
+	@[ ! -s $(tls) ] || $(VENV)/bin/clang-tidy --quiet --warnings-as-errors='*' tloop_tls.h -- \
+	  -x c -std=c11 -DTLOOP_IMPLEMENTATION $$(grep '^-[ID]' $(tls))
 
 format: $(VENV)/lint.stamp
 	@$(VENV)/bin/ruff check --quiet --fix

@@ -1,11 +1,13 @@
-"""Derive everything cffi needs from tloop.h: nothing is declared a second time.
+"""Derive everything cffi needs from tloop.h and tloop_tls.h: nothing is declared a second time.
 
     cffi_build.py --inplace        compile tloop_py/_tloop*.so, unless it is up to date
     cffi_build.py --check [FILE]   name file, line and text of whatever cffi cannot take
     cffi_build.py --print-cdef     show the declarations
     cffi_build.py --abi FILE.py    write an out-of-line ABI-mode module, for dlopen of libtloop.so
 
-Public declarations stand in the header between `/* @api begin <group> */` and `/* @api end */`.
+TLS is in the module when there is a good mbedTLS, which `.ci/mbedtls flags` finds.
+
+Public declarations stand in the headers between `/* @api begin <group> */` and `/* @api end */`.
 """
 
 from __future__ import annotations
@@ -34,9 +36,11 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent
 HEADER = ROOT / "tloop.h"
+TLS_HEADER = ROOT / "tloop_tls.h"
+TLS_FLAGS = ROOT / "build" / "mbedtls.flags"
 PACKAGE = ROOT / "tloop_py"
 MODULE = "tloop_py._tloop"
-SOURCES = [HEADER, ROOT / "cffi_build.py", ROOT / "setup.py"]
+SOURCES = [HEADER, TLS_HEADER, ROOT / "cffi_build.py", ROOT / "setup.py"]
 
 # A free-threaded CPython (before 3.15) and PyPy have no stable ABI.
 ABI3 = sys.implementation.name == "cpython" and not sysconfig.get_config_var("Py_GIL_DISABLED")
@@ -45,7 +49,7 @@ ABI3 = sys.implementation.name == "cpython" and not sysconfig.get_config_var("Py
 PREAMBLE = """
 #define TL_API static
 #define TLOOP_IMPLEMENTATION
-#include "tloop.h"
+#include "%s"
 #include <string.h>
 
 /* cffi gives the GIL up around every call. Only waiting blocks; the other functions take a
@@ -55,7 +59,8 @@ PREAMBLE = """
 #if defined(Py_PYTHON_H) && !defined(PYPY_VERSION)
 static inline int tloop_waits(const char *wrapper) {
   return !strcmp(wrapper, "_cffi_f_tl_loop_poll") || !strcmp(wrapper, "_cffi_f_tl_loop_step") ||
-         !strcmp(wrapper, "_cffi_f_tl_loop_run") || !strcmp(wrapper, "_cffi_f_tl_child_wait");
+         !strcmp(wrapper, "_cffi_f_tl_loop_run") || !strcmp(wrapper, "_cffi_f_tl_child_wait") ||
+         !strncmp(wrapper, "_cffi_f_tl_tls_add_", 19) || !strcmp(wrapper, "_cffi_f_tl_tls_create");
 }
 #undef Py_BEGIN_ALLOW_THREADS
 #undef Py_END_ALLOW_THREADS
@@ -68,6 +73,11 @@ static inline int tloop_waits(const char *wrapper) {
 #define _cffi_restore_errno() ((void)0)
 #define _cffi_save_errno() ((void)0)
 #endif
+"""
+# What Python answers for a TLS context; rare, and in the middle of a handshake.
+TLS_CALLBACKS = """
+extern "Python" int tloop_on_name(tl_loop *loop, int64_t stream, const char *name, void *user);
+extern "Python" void tloop_on_keylog(const char *line, void *user);
 """
 COMPILE_ARGS = ["-std=gnu11", "-O3", "-g1", "-fvisibility=hidden", "-fno-semantic-interposition"]
 
@@ -128,6 +138,16 @@ def cdef(header: Path = HEADER) -> str:
     return re.sub(r"\bTL_API\s+", "", "\n".join(lines) + "\n")
 
 
+def tls_words() -> list[str]:
+    """What the compiler needs for mbedTLS; empty, and the reason on stderr, when there is none."""
+    found = subprocess.run(
+        [ROOT / ".ci" / "mbedtls", "flags"], stdout=subprocess.PIPE, text=True, check=False
+    )
+    if found.returncode:
+        print("building tloop_py without TLSContext", file=sys.stderr)
+    return found.stdout.splitlines()
+
+
 def declarations(source: str) -> Iterator[Declaration]:
     """Split `source` at `;` outside braces, and at the end of each #define."""
     code = _COMMENT.sub(lambda comment: "\n" * comment[0].count("\n") or " ", source)
@@ -145,16 +165,24 @@ def declarations(source: str) -> Iterator[Declaration]:
         yield Declaration(start, text.rstrip())
 
 
-def make_ffi(header: Path = HEADER) -> cffi.FFI:
+def make_ffi() -> cffi.FFI:
     """What setuptools compiles (setup.py names it in `cffi_modules`)."""
-    ffi = cffi.FFI()
-    ffi.cdef(cdef(header))
+    ffi, words = cffi.FFI(), tls_words()
+    ffi.cdef(cdef())
+    if words:
+        ffi.cdef(cdef(TLS_HEADER) + TLS_CALLBACKS)
+    includes = [word[2:] for word in words if word.startswith("-I")]
     ffi.set_source(
         MODULE,
-        PREAMBLE,
-        include_dirs=[str(header.parent)],
+        PREAMBLE % (TLS_HEADER if words else HEADER).name,
+        include_dirs=[str(ROOT), *includes],
         depends=[str(path) for path in SOURCES],
         extra_compile_args=COMPILE_ARGS,
+        # Hidden, so that another mbedTLS in the process does not meet this one.
+        extra_link_args=[
+            *(word for word in words if not word.startswith("-I")),
+            "-Wl,--exclude-libs,ALL",
+        ],
     )
     return ffi
 
@@ -175,20 +203,23 @@ def _complaint(items: list[Declaration]) -> str:
 
 def check(header: Path = HEADER) -> int:
     """Return the number of declarations, or raise HeaderError for the first that cffi refuses."""
+    known = list(declarations(cdef())) if header == TLS_HEADER else []
     items = list(declarations(cdef(header)))
-    if _complaint(items):
-        bad = bisect_left(range(len(items)), True, key=lambda n: bool(_complaint(items[: n + 1])))
+    if _complaint(known + items):
+        taken = range(len(items))
+        bad = bisect_left(taken, True, key=lambda n: bool(_complaint(known + items[: n + 1])))
         line, text = items[bad]
-        raise HeaderError(
-            header, line, f"cffi cannot take `{text}`\n{_complaint(items[: bad + 1])}"
-        )
+        why = _complaint(known + items[: bad + 1])
+        raise HeaderError(header, line, f"cffi cannot take `{text}`\n{why}")
     return len(items)
 
 
-def write_abi_module(path: Path, header: Path = HEADER) -> None:
+def write_abi_module(path: Path) -> None:
     """Write the same declarations as an ABI-mode module, which needs no compiler."""
     ffi = cffi.FFI()
-    ffi.cdef(cdef(header))
+    ffi.cdef(cdef())
+    if tls_words():
+        ffi.cdef(cdef(TLS_HEADER))
     recompiler.make_py_source(ffi, path.stem, str(path))
 
 
@@ -200,7 +231,8 @@ def module_path() -> Path:
 
 def is_fresh(path: Path) -> bool:
     """Newer than all that it is made from."""
-    newest = max(source.stat().st_mtime_ns for source in SOURCES)
+    sources = [*SOURCES, TLS_FLAGS] if TLS_FLAGS.exists() else SOURCES
+    newest = max(source.stat().st_mtime_ns for source in sources)
     return path.exists() and path.stat().st_mtime_ns > newest
 
 
@@ -256,7 +288,7 @@ def stub(path: Path) -> str:
     members = [(name, getattr(module.lib, name)) for name in sorted(dir(module.lib))]
     return "\n".join(
         [
-            "# Generated from tloop.h by cffi_build.py: do not edit.",
+            "# Generated from tloop.h and tloop_tls.h by cffi_build.py: do not edit.",
             "from typing import Any",
             "",
             "ffi: Any",
@@ -276,8 +308,10 @@ def stub(path: Path) -> str:
 
 
 def write_stub(path: Path) -> None:
-    """Refresh tloop_py/_tloop.pyi; an unchanged file keeps its date."""
+    """Refresh tloop_py/_tloop.pyi; an unchanged file keeps its date, and TLS is never dropped."""
     target, text = PACKAGE / "_tloop.pyi", stub(path)
+    if "tl_tls_create" not in text:
+        return
     if not target.exists() or target.read_text() != text:
         target.write_text(text)
 
@@ -287,16 +321,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     mode = parser.add_mutually_exclusive_group(required=True)
     mode.add_argument("--inplace", action="store_true", help="compile into tloop_py/")
-    mode.add_argument("--check", nargs="?", type=Path, const=HEADER, metavar="FILE")
+    mode.add_argument("--check", nargs="*", type=Path, metavar="FILE")
     mode.add_argument("--print-cdef", action="store_true")
     mode.add_argument("--abi", type=Path, metavar="FILE.py")
     mode.add_argument("--version", action="version", version=version())
     options = parser.parse_args()
     try:
-        if options.check:
-            print(f"{options.check}: cffi takes all {check(options.check)} declarations")
+        if options.check is not None:
+            for header in options.check or [HEADER, TLS_HEADER]:
+                print(f"{header}: cffi takes all {check(header)} declarations")
         elif options.print_cdef:
-            print("\n".join(line for line in cdef().splitlines() if line.strip()))
+            shown = cdef() + cdef(TLS_HEADER)
+            print("\n".join(line for line in shown.splitlines() if line.strip()))
         elif options.abi:
             write_abi_module(options.abi)
         else:

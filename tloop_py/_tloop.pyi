@@ -1,4 +1,4 @@
-# Generated from tloop.h by cffi_build.py: do not edit.
+# Generated from tloop.h and tloop_tls.h by cffi_build.py: do not edit.
 from typing import Any
 
 ffi: Any
@@ -10,12 +10,25 @@ class _Lib:
     TL_CAP_FD: int
     TL_CAP_VIRTUAL: int
     TL_DATAGRAM_HEADER: int
+    TL_EALERT: int
     TL_EBACKEND: int
     TL_EBADH: int
     TL_EDGE: int
     TL_EKIND: int
     TL_ELIMIT: int
     TL_ERR: int
+    TL_ETLS: int
+    TL_ETLS_HANDSHAKE: int
+    TL_ETLS_NO_ALPN: int
+    TL_ETLS_NO_CA: int
+    TL_ETLS_NO_CERT: int
+    TL_ETLS_NO_NAME: int
+    TL_ETLS_NO_OWN_CERT: int
+    TL_ETLS_PASSWORD: int
+    TL_ETLS_TRUNCATED: int
+    TL_ETLS_VERSION: int
+    TL_ETLS_WRONG_KEY: int
+    TL_EVERIFY: int
     TL_EV_ACCEPT: int
     TL_EV_CHILD: int
     TL_EV_CLOSED: int
@@ -29,12 +42,46 @@ class _Lib:
     TL_EV_READABLE: int
     TL_EV_SIGNAL: int
     TL_EV_TIMER: int
+    TL_EV_TLS: int
     TL_EV_WAKE: int
     TL_HUP: int
     TL_IPV6ONLY: int
     TL_KEEP_FD: int
     TL_READ: int
     TL_REUSEPORT: int
+    TL_TLS_1_2: int
+    TL_TLS_1_3: int
+    TL_TLS_BAD_CRL_EXPIRED: int
+    TL_TLS_BAD_CRL_FUTURE: int
+    TL_TLS_BAD_CRL_HASH: int
+    TL_TLS_BAD_CRL_KEY: int
+    TL_TLS_BAD_CRL_KEY_TYPE: int
+    TL_TLS_BAD_CRL_UNTRUSTED: int
+    TL_TLS_BAD_EXPIRED: int
+    TL_TLS_BAD_EXT_KEY_USAGE: int
+    TL_TLS_BAD_FUTURE: int
+    TL_TLS_BAD_HASH: int
+    TL_TLS_BAD_KEY: int
+    TL_TLS_BAD_KEY_TYPE: int
+    TL_TLS_BAD_KEY_USAGE: int
+    TL_TLS_BAD_MISSING: int
+    TL_TLS_BAD_NAME: int
+    TL_TLS_BAD_NS_TYPE: int
+    TL_TLS_BAD_OTHER: int
+    TL_TLS_BAD_REVOKED: int
+    TL_TLS_BAD_UNTRUSTED: int
+    TL_TLS_BY_NOBODY: int
+    TL_TLS_BY_PEER: int
+    TL_TLS_BY_US: int
+    TL_TLS_CLIENT: int
+    TL_TLS_INSECURE_NO_HOSTNAME: int
+    TL_TLS_INSECURE_NO_VERIFICATION: int
+    TL_TLS_NO_RESUMPTION: int
+    TL_TLS_NO_SYSTEM_CA: int
+    TL_TLS_SERVER: int
+    TL_TLS_VERIFY_DEFAULT: int
+    TL_TLS_VERIFY_OPTIONAL: int
+    TL_TLS_VERIFY_REQUIRED: int
     TL_WRITE: int
     def tl_addr_ip(self, a0: Any, a1: Any, a2: int, /) -> int: ...
     def tl_addr_port(self, a0: Any, /) -> int: ...
@@ -101,6 +148,27 @@ class _Lib:
     def tl_timer_start(self, a0: Any, a1: int, a2: int, a3: int, /) -> int: ...
     def tl_timer_start_at(self, a0: Any, a1: int, a2: int, a3: int, /) -> int: ...
     def tl_timer_stop(self, a0: Any, a1: int, /) -> int: ...
+    def tl_tls_add_ca(self, a0: Any, a1: Any, a2: int, /) -> int: ...
+    def tl_tls_add_ca_file(self, a0: Any, a1: Any, /) -> int: ...
+    def tl_tls_add_cert(self, a0: Any, a1: Any, /) -> int: ...
+    def tl_tls_add_cert_file(self, a0: Any, a1: Any, a2: Any, a3: Any, a4: Any, /) -> int: ...
+    def tl_tls_add_crl(self, a0: Any, a1: Any, a2: int, /) -> int: ...
+    def tl_tls_add_system_ca(self, a0: Any, /) -> int: ...
+    def tl_tls_attach(self, a0: Any, a1: int, a2: Any, a3: Any, /) -> int: ...
+    def tl_tls_cipher(self, a0: Any, a1: int, a2: Any, a3: int, /) -> int: ...
+    def tl_tls_create(self, a0: Any, a1: Any, /) -> Any: ...
+    def tl_tls_library(self) -> Any: ...
+    def tl_tls_peer_cert(self, a0: Any, a1: int, a2: int, a3: Any, /) -> Any: ...
+    def tl_tls_query(self, a0: Any, a1: int, a2: Any, /) -> int: ...
+    def tl_tls_release(self, a0: Any, /) -> None: ...
+    def tl_tls_retain(self, a0: Any, /) -> Any: ...
+    def tl_tls_session_get(self, a0: Any, a1: int, a2: Any, /) -> Any: ...
+    def tl_tls_session_load(self, a0: Any, a1: int, a2: Any, /) -> Any: ...
+    def tl_tls_session_release(self, a0: Any, /) -> None: ...
+    def tl_tls_session_save(self, a0: Any, a1: Any, a2: int, /) -> int: ...
+    def tl_tls_ticket_key(self, a0: Any, a1: Any, a2: int, /) -> int: ...
+    def tl_tls_use(self, a0: Any, a1: int, a2: Any, /) -> int: ...
+    def tl_tls_verify_text(self, a0: int, a1: Any, a2: int, /) -> int: ...
     def tl_udp_bind(self, a0: Any, a1: Any, a2: int, /) -> int: ...
     def tl_udp_connect(self, a0: Any, a1: int, a2: Any, /) -> int: ...
     def tl_udp_open(self, a0: Any, a1: int, a2: int, /) -> int: ...
@@ -111,5 +179,7 @@ class _Lib:
     def tl_user(self, a0: Any, a1: int, /) -> Any: ...
     def tl_version(self) -> Any: ...
     def tl_watermarks(self, a0: Any, a1: int, a2: int, a3: int, /) -> int: ...
+    def tloop_on_keylog(self, a0: Any, a1: Any, /) -> None: ...
+    def tloop_on_name(self, a0: Any, a1: int, a2: Any, a3: Any, /) -> int: ...
 
 lib: _Lib
