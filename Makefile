@@ -20,7 +20,7 @@ strict := -std=c11 -Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes -Werr
 once := $(wildcard $(patsubst %,tests/test_%.py,header cdef abi_mode packaging examples)) \
   tests/stdlib/test_runner.py tests/soak/test_accounting.py
 # What virtual time runs, too: nothing but callbacks, tasks and timers.
-virtual := $(patsubst %,tests/test_%.py,timers scheduling lifecycle context asyncgens \
+virtual := $(patsubst %,tests/test_%.py,timers tasks scheduling lifecycle context asyncgens \
   exception_handler)
 behaviour := $(filter-out $(once),$(wildcard tests/test_*.py))
 # The outer limit is for what no test's own time-out ends: a thread that hangs at the exit.

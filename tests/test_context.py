@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import signal
 import socket
+import sys
 from typing import Any
 
 import pytest
@@ -97,6 +98,57 @@ async def test_connections_do_not_see_each_others_changes(loop: Loop) -> None:
         far.close()
     await end_of(*protocols)
     assert variable.get() == "unset"
+
+
+ONE_CONTEXT = sys.version_info >= (3, 15)
+
+
+class Setting(Watching):
+    """Changes the variable as soon as it is connected."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        variable.set("made")
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("side", ["client", "server"])
+async def test_callbacks_of_a_connection_share_a_context_from_3_15_on(
+    loop: Loop, side: str
+) -> None:
+    protocol = Setting()
+    if side == "client":
+        near, far = tcp_sockets()
+        await loop.create_connection(lambda: protocol, sock=near)
+    else:
+        async with listening(lambda: protocol) as address:
+            far = socket.create_connection(address)
+            await until(lambda: protocol.transport)
+    with far:
+        far.send(b"x")
+        await protocol.received(1)
+    await end_of(protocol)
+    later = "made" if ONE_CONTEXT else "unset"
+    assert protocol.seen == {"made": "unset", "data": later, "eof": later, "lost": later}
+
+
+@pytest.mark.real
+async def test_resume_reading_moves_no_callback_to_its_context_from_3_15_on(loop: Loop) -> None:
+    near, far = tcp_sockets()
+    transport, protocol = await loop.create_connection(Watching, sock=near)
+
+    def resume() -> None:
+        variable.set("resumed")
+        transport.resume_reading()
+
+    with far:
+        await turns()
+        transport.pause_reading()
+        contextvars.copy_context().run(resume)
+        far.send(b"x")
+        await protocol.received(1)
+    await end_of(protocol)
+    assert protocol.seen["data"] == ("unset" if ONE_CONTEXT else "resumed")
 
 
 @pytest.mark.real

@@ -23,6 +23,7 @@ from tloop_py._ffi import CAP_EDGE, EDGE, READ, WRITE, lib
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextvars import Context
 
 
 _T = TypeVar("_T")
@@ -153,10 +154,15 @@ class SockMixin(BaseLoop):
         self._watch_side(self._ensure_fd_no_transport(fd), side, callback, args)
 
     def _watch_side(
-        self, fd: int, side: str, callback: Callable[..., object], args: tuple[Any, ...]
+        self,
+        fd: int,
+        side: str,
+        callback: Callable[..., object],
+        args: tuple[Any, ...],
+        context: Context | None = None,
     ) -> None:
         self._check_closed()
-        handle = events.Handle(callback, args, self, None)
+        handle = events.Handle(callback, args, self, context)
         if handle._source_traceback:  # type: ignore[attr-defined]
             del handle._source_traceback[-3:]  # type: ignore[attr-defined]
         self._swap(self._entry(fd), side, handle)
@@ -195,16 +201,21 @@ class SockMixin(BaseLoop):
         self._swap(entry, side, None)
         return True
 
-    # What asyncio's own transports ask of their loop: as above, also for a transport's descriptor.
+    # What asyncio's own transports ask of their loop: as above, also for a transport's descriptor;
+    # from 3.15 on with the context to call in.
 
-    def _add_reader(self, fd: int, callback: Callable[..., object], *args: Any) -> None:
-        self._watch_side(fd, "reader", callback, args)
+    def _add_reader(
+        self, fd: int, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> None:
+        self._watch_side(fd, "reader", callback, args, context)
 
     def _remove_reader(self, fd: int) -> bool:
         return self._unwatch_side(fd, "reader")
 
-    def _add_writer(self, fd: int, callback: Callable[..., object], *args: Any) -> None:
-        self._watch_side(fd, "writer", callback, args)
+    def _add_writer(
+        self, fd: int, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> None:
+        self._watch_side(fd, "writer", callback, args, context)
 
     def _remove_writer(self, fd: int) -> bool:
         return self._unwatch_side(fd, "writer")
