@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.soak import faults
 from tests.soak.field import Load
-from tests.soak.loads import datagrams, files, scheduling, sockets, streams, threads
+from tests.soak.loads import datagrams, files, processes, scheduling, sockets, streams, threads
 
 ALL: dict[str, Load] = {
     "protocols": streams.protocols,
@@ -18,6 +18,8 @@ ALL: dict[str, Load] = {
     "readiness": sockets.readers_and_writers,
     "sendfile": files.sendfile,
     "sock_sendfile": files.sock_sendfile,
+    "subprocesses": processes.subprocesses,
+    "pipes": processes.pipes,
     "timers": scheduling.timers,
     "signals": scheduling.signals,
     "threads": threads.threads,
