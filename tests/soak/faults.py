@@ -14,7 +14,7 @@ import threading
 import warnings
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 from tests.loopkit import send_reset
 from tests.soak.field import Deliberate, Field, Round, bounded
@@ -220,45 +220,51 @@ async def other_loops(field: Field) -> AsyncIterator[Round]:
     yield one_round
 
 
-def _fork(work: Callable[[], object]) -> int:
-    """Run the work in a child; gives its process id."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # other threads are running
-        child = os.fork()
-    if child:
-        return child
-    status = 1
-    try:
-        work()
-        status = 0
-    except BaseException as exc:
-        sys.stderr.write(f"in a forked child: {exc!r}\n")
-        sys.stderr.flush()
-    finally:
-        os._exit(status)
+class _Child:
+    """A forked process that does some work."""
 
+    def __init__(self, work: Callable[[], object]) -> None:
+        self.code: int | None = None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # other threads are running
+            self._pid = os.fork()
+        if self._pid == 0:
+            self._run(work)
 
-def _reap(child: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    @staticmethod
+    def _run(work: Callable[[], object]) -> NoReturn:
+        status = 1
+        try:
+            work()
+            status = 0
+        except BaseException as exc:
+            sys.stderr.write(f"in a forked child: {exc!r}\n")
+            sys.stderr.flush()
+        finally:
+            os._exit(status)
+
+    def has_ended(self, flags: int = os.WNOHANG) -> bool:
+        """Sets the exit code, once there is one."""
+        if self.code is None:
+            pid, status = os.waitpid(self._pid, flags)
+            if pid:
+                self.code = os.waitstatus_to_exitcode(status)
+        return self.code is not None
 
 
 @asynccontextmanager
 async def forks(field: Field) -> AsyncIterator[Round]:
     """A child of a loop at full load uses a loop of its own; its parent's is not disturbed."""
 
-    def ended(child: int) -> bool:
-        return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-
     async def one_round(rng: random.Random) -> int:
         seed = rng.random()
-        child = _fork(lambda: _one_loop(field, random.Random(seed)))
+        child = _Child(lambda: _one_loop(field, random.Random(seed)))
         try:
-            while not ended(child):  # noqa: ASYNC110 -- a pidfd would be what is tested
+            while not child.has_ended():  # noqa: ASYNC110 -- the loop is not asked for help
                 await asyncio.sleep(0.001)
-        except asyncio.CancelledError:
-            _reap(child)
-            raise
-        assert _reap(child) == 0, "the child of a fork failed"
+        finally:
+            child.has_ended(flags=0)
+        assert child.code == 0, "the child of a fork failed"
         return 0
 
     yield one_round
