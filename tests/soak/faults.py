@@ -155,7 +155,7 @@ async def raising(field: Field) -> AsyncIterator[Round]:
         return 0
 
     def accept() -> Echo:
-        return _Raising(field, random.choice(_CALLS))
+        return _Raising(field, field.rng.choice(_CALLS))
 
     async with serving(field, accept, unix=False, tls=False) as tcp:
         wires = [_as_streams(tcp)]

@@ -80,6 +80,11 @@ class Field:
     expected: set[str] = field(default_factory=lambda: set(ALWAYS_EXPECTED))
 
     @cached_property
+    def rng(self) -> random.Random:
+        """For what servers choose; rounds have their own."""
+        return random.Random(self.seed)
+
+    @cached_property
     def table(self) -> bytes:
         return random.Random(self.seed).randbytes(_TABLE_BYTES)
 

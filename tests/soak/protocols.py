@@ -92,7 +92,7 @@ class _Buffered(Checked, asyncio.BufferedProtocol):
     def __init__(self, field: Field, *rest: Any) -> None:
         super().__init__(field, *rest)
         # A view: sslproto slices what it is given, and writes into the slices.
-        self._buffer = memoryview(bytearray(random.choice([512, 8192, 1 << 16])))
+        self._buffer = memoryview(bytearray(field.rng.choice([512, 8192, 1 << 16])))
 
     def get_buffer(self, sizehint: int) -> memoryview:
         # sslproto asks for it also when nothing more will come.

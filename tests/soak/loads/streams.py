@@ -55,7 +55,7 @@ async def _messages(
 @asynccontextmanager
 async def protocols(field: Field) -> AsyncIterator[Round]:
     def accept() -> Any:
-        return random.choice((Echo, BufferedEcho))(field)
+        return field.rng.choice((Echo, BufferedEcho))(field)
 
     async with serving_on_all(field, accept) as wires:
 
