@@ -31,10 +31,10 @@ _LOST_CODE = 255  # what asyncio tells when somebody else has taken the exit sta
 
 
 class ChildWatch(EventReceiver):
-    """Reaps one child and schedules callback(returncode), once.
+    """Reaps one child and calls callback(returncode), once.
 
-    The child is reaped in the loop's thread only, and its `Popen.returncode` is set at the same
-    moment: until then its number cannot have become another process.
+    The child is reaped in the loop's thread only, and its exit told at the same moment: until then
+    its number cannot have become another process.
     """
 
     __slots__ = ("_callback", "_context", "_handle", "_loop", "_process", "_thread")
@@ -105,7 +105,7 @@ class ChildWatch(EventReceiver):
                 _LOST_CODE,
             )
             self._process.returncode = _LOST_CODE
-        self._loop.call_soon(callback, self._process.returncode)
+        callback(self._process.returncode)
 
     # -- signals ----------------------------------------------------------------------------------
 
