@@ -742,7 +742,7 @@ def test_closing_the_loop_while_a_thread_waits(
     thread.join()
     asyncio_log.expect(f"that handles pid {process.pid} is closed")
     popen = process._transport.get_extra_info("subprocess")  # type: ignore[attr-defined]
-    assert popen.wait() == -signal.SIGKILL
+    assert popen.returncode == -signal.SIGKILL
     process._transport.close()  # type: ignore[attr-defined]
 
 

@@ -27,7 +27,6 @@ ACCEPT: Final[int] = lib.TL_EV_ACCEPT
 DATAGRAM: Final[int] = lib.TL_EV_DATAGRAM
 POLL: Final[int] = lib.TL_EV_POLL
 SIGNAL: Final[int] = lib.TL_EV_SIGNAL
-CHILD: Final[int] = lib.TL_EV_CHILD
 # For people: {1: "DATA", ...}
 EVENT_NAMES: Final = {
     getattr(lib, name): name.removeprefix("TL_EV_")

@@ -87,12 +87,7 @@ class ReadPipeTransport(Endpoint, asyncio.ReadTransport):
         self._begin(waiter)
 
     def __repr__(self) -> str:
-        info = [type(self).__name__]
-        if not self._handle:
-            info.append("closed")
-        elif self._closing:
-            info.append("closing")
-        info.append(f"fd={self._fd}")
+        info = self._describe()
         if self._handle and self._loop.is_closed():
             info.append("open")
         elif self._handle:
@@ -239,12 +234,7 @@ class WritePipeTransport(Transport):
         self._begin(waiter)
 
     def __repr__(self) -> str:
-        info = [type(self).__name__]
-        if not self._handle:
-            info.append("closed")
-        elif self._closing:
-            info.append("closing")
-        info.append(f"fd={self._fd}")
+        info = self._describe()
         if self._handle and self._loop.is_closed():
             info.append("open")
         elif self._handle:

@@ -18,7 +18,7 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 from tloop_py._base import BaseLoop
-from tloop_py._ffi import CHILD, lib, oserror
+from tloop_py._ffi import lib, oserror
 from tloop_py._receiver import EventReceiver
 
 if TYPE_CHECKING:
@@ -59,8 +59,7 @@ class ChildWatch(EventReceiver):
     # -- the end of the child ---------------------------------------------------------------------
 
     def _event(self, kind: int, result: int, offset: int) -> None:
-        if kind == CHILD:
-            self._ended(result)
+        self._ended(result)
 
     def _wait_in_thread(self) -> None:
         lib.tl_child_wait(self._process.pid)
@@ -68,6 +67,7 @@ class ChildWatch(EventReceiver):
             self._loop.call_soon_threadsafe(self.look, context=self._context)
         except RuntimeError:
             _logger.warning("Loop %r that handles pid %r is closed", self._loop, self._process.pid)
+            self._process.poll()  # reaps
 
     def look(self) -> None:
         """Reap the child if it has ended."""

@@ -43,6 +43,15 @@ class Endpoint(EventReceiver):
     # The context of a connection's callbacks; None: each has that in which it was scheduled.
     _home: Context | None = None
 
+    def _describe(self) -> list[str]:
+        """How every repr begins."""
+        info = [type(self).__name__]
+        if not self._handle:
+            info.append("closed")
+        elif self._closing:
+            info.append("closing")
+        return [*info, f"fd={self._fd}"]
+
     def _register(self) -> None:
         """Be the transport of the descriptor, and get its events."""
         self._loop._transports[self._fd] = self
@@ -138,12 +147,7 @@ class Transport(Endpoint, FlowControl):
         self._register()
 
     def __repr__(self) -> str:
-        info = [self.__class__.__name__]
-        if not self._handle:
-            info.append("closed")
-        elif self._closing:
-            info.append("closing")
-        info.append(f"fd={self._fd}")
+        info = self._describe()
         if self._handle and not self._loop.is_closed():
             info.append(f"read={'polling' if self.is_reading() else 'idle'}")
             size = self.get_write_buffer_size()
