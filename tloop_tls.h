@@ -576,8 +576,11 @@ TL_API const char *tl_tls_library(void) { return MBEDTLS_VERSION_STRING_FULL; }
 
 // >>tls-random
 
+/* TLS 1.3, and all of mbedTLS 4, draws from PSA's generator, which seeds itself anew in the child
+   of a fork (since 3.6.6 and 4.1). What 3.6 asks us for comes straight from the kernel: nothing to
+   seed, to lock or to share. */
+
 #if MBEDTLS_VERSION_MAJOR < 4
-/* Straight from the kernel: nothing to seed, to lock or to share across a fork. */
 static int tl__tls_random(void *unused, unsigned char *out, size_t nbytes) {
   (void)unused;
   while (nbytes) {
@@ -590,17 +593,6 @@ static int tl__tls_random(void *unused, unsigned char *out, size_t nbytes) {
   return 0;
 }
 #endif
-
-/* TLS 1.3 (and all of mbedTLS 4) draws from PSA's generator, whose state a fork copies: the child
-   would repeat its parent's keys. */
-static int tl__tls_check_fork(void) {
-  static atomic_int seeded_in;
-  int self = (int)getpid(), before = atomic_load(&seeded_in);
-  if (before == self) return 0;
-  if (before && psa_random_deplete() != PSA_SUCCESS) return MBEDTLS_ERR_SSL_INTERNAL_ERROR;
-  atomic_store(&seeded_in, self);
-  return 0;
-}
 
 // >>tls-files
 
@@ -988,7 +980,9 @@ static int64_t tl__tls_set_resumption(tl_tls *tls, const tl_tls_desc *desc) {
   tls->resumes = !asks && !(tls->flags & TL_TLS_NO_RESUMPTION);
   if (tls->role == TL_TLS_CLIENT) {
     mbedtls_ssl_conf_session_tickets(&tls->conf, tls->resumes);
+#if MBEDTLS_VERSION_MAJOR < 4
     mbedtls_ssl_conf_tls13_enable_signal_new_session_tickets(&tls->conf, tls->resumes);
+#endif
     return 0;
   }
   mbedtls_ssl_conf_cert_cb(&tls->conf, tl__tls_name_hook);
@@ -1012,7 +1006,6 @@ static int64_t tl__tls_set_resumption(tl_tls *tls, const tl_tls_desc *desc) {
 static int64_t tl__tls_configure(tl_tls *tls, const tl_tls_desc *desc) {
   int endpoint = tls->role == TL_TLS_SERVER ? MBEDTLS_SSL_IS_SERVER : MBEDTLS_SSL_IS_CLIENT;
   int rc = psa_crypto_init(); /* once for the process; later calls do nothing, under a lock */
-  if (rc == 0) rc = tl__tls_check_fork();
   if (rc == 0)
     rc = mbedtls_ssl_config_defaults(&tls->conf, endpoint, MBEDTLS_SSL_TRANSPORT_STREAM,
                                      MBEDTLS_SSL_PRESET_DEFAULT);
@@ -1290,7 +1283,7 @@ static int tl__tls_step(tl__tls *t) {
    does the server come to its certificate. A server's last steps send tickets, when mbedTLS calls
    the handshake over already. */
 static int tl__tls_steps(tl__tls *t) {
-  int rc = tl__tls_check_fork();
+  int rc = 0;
   while (rc == 0 && tl__tls_step_of(t) != MBEDTLS_SSL_HANDSHAKE_OVER) {
     rc = tl__tls_step(t);
     t->full |= tl__tls_step_of(t) == MBEDTLS_SSL_SERVER_CERTIFICATE;

@@ -566,6 +566,45 @@ TEST(before_the_handshake_nothing_can_be_written) {
   tls_end_pair(loop);
 }
 
+/* A ClientHello, but for the two numbers that come straight from the kernel: what is left to differ
+   is the key share, which PSA's generator has drawn. */
+static ssize_t client_hello(tl_tls *client, unsigned char *out, size_t room) {
+  int fds[2];
+  tl_loop *loop = t_loop();
+  t_socketpair(SOCK_STREAM, fds);
+  tl_tls_attach_desc to = {.hostname = "server.example"};
+  tl_handle stream = ASSERT_OK(tl_stream_open(loop, fds[0], 0));
+  ASSERT_EQ(tl_tls_attach(loop, stream, client, &to), 0);
+  tls_tick(loop, 0);
+  ssize_t n = ASSERT_SYS(read(fds[1], out, room));
+  ASSERT_GT(n, 100);
+  memset(out + 11, 0, 65);
+  close(fds[1]);
+  t_close(loop, stream);
+  t_end(loop);
+  return n;
+}
+
+TEST(the_child_of_a_fork_draws_other_numbers) {
+  unsigned char ours[2000], theirs[2000];
+  int fds[2];
+  tl_tls *client = tls_client(&(tls_plan){.version = TL_TLS_1_3});
+  client_hello(client, ours, sizeof ours); /* the generator has its seed */
+  t_pipe(fds);
+  pid_t pid = ASSERT_SYS(fork());
+  ssize_t n = client_hello(client, ours, sizeof ours);
+  if (pid == 0) {
+    t_send_all(fds[1], ours, (size_t)n);
+    _exit(0);
+  }
+  t_recv_all(fds[0], theirs, (size_t)n);
+  ASSERT_TRUE(memcmp(ours, theirs, (size_t)n) != 0);
+  ASSERT_SYS(waitpid(pid, NULL, 0));
+  close(fds[0]);
+  close(fds[1]);
+  tl_tls_release(client);
+}
+
 /* Attaching */
 
 TEST(a_connecting_stream_gets_tls) {

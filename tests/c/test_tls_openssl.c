@@ -179,3 +179,28 @@ TEST_ON(an_openssl_client, ON_REAL | SLOW) {
     ASSERT_EQ(from_client("expired", versions[i], NULL), TL_EALERT - 45);
   }
 }
+
+/* Whoever asks for a renegotiation is told no, and that was it. */
+TEST_ON(a_renegotiation_ends_the_connection, ON_REAL | SLOW) {
+  char address[32];
+  tl_addr addr;
+  need_openssl();
+  tl_loop *loop = t_loop();
+  tl_handle listener = t_listen(loop, &addr);
+  tl_tls *server = tls_server(&(tls_plan){0});
+  ASSERT_GT(tl_addr_text(&addr, address, sizeof address), 0);
+  const char *const words[] = {
+      "openssl", "s_client", "-connect", address, "-tls1_2", "-legacy_server_connect", NULL};
+  program p = start(words);
+  tl_handle stream = t_accept(loop, listener);
+  ASSERT_EQ(tl_tls_attach(loop, stream, server, NULL), 0);
+  tl_tls_release(server);
+  ASSERT_OK(tl_stream_read_start(loop, stream));
+  ASSERT_EQ(t_until(loop, stream, TL_EV_TLS).result, 0);
+  t_send_all(p.in, "R\n", 2);
+  ASSERT_EQ(t_until(loop, stream, TL_EV_ERROR).result, TL_ETLS - 0x7700);
+  t_close(loop, stream);
+  t_close(loop, listener);
+  t_end(loop);
+  end(&p);
+}
