@@ -170,7 +170,8 @@ test-interpreter: module $(VENV)/test.stamp
 	@$(stdlib) || [ $$? -eq 77 ]
 
 # PyPy 3.11: the one on PATH, else Debian 13's in a root of its own (kept in ~/.cache/tloop).
-pypy_packages := pypy3 pypy3-dev pypy3-venv pypy3-lib-testsuite gcc libc6-dev make
+pypy_packages := pypy3 pypy3-dev pypy3-venv pypy3-lib-testsuite gcc libc6-dev make \
+  libmbedtls-dev
 test-pypy:
 	@if pypy3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
 	  $(MAKE) PYTHON=pypy3 VENV=$(VENVS)/pypy3.11 test-interpreter; \

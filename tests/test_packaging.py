@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import runpy
 import shutil
 import subprocess
@@ -21,6 +22,10 @@ VERSION = cffi_build.version()
 NOT_COPIED = shutil.ignore_patterns(
     ".git", ".venv*", "build", "dist", "*.egg-info", "__pycache__", "*.so", ".*_cache"
 )
+
+# A wheel carries the pinned mbedTLS, where that was built.
+PINNED = ROOT / "build" / "mbedtls"
+ENVIRONMENT = {**os.environ, **({"MBEDTLS_PREFIX": str(PINNED)} if PINNED.exists() else {})}
 
 ECHO = """
 import asyncio, sys, tloop_py
@@ -49,7 +54,13 @@ tloop_py.run(main())
 def run(*command: str | Path, cwd: Path | None = None) -> str:
     """Run a command; all that it printed is the message when it fails."""
     result = subprocess.run(
-        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        command,
+        cwd=cwd,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
     )
     assert result.returncode == 0, result.stdout
     return result.stdout
@@ -131,6 +142,16 @@ def test_wheel_has_the_package_and_nothing_else(wheel: Path) -> None:
     assert "License-Expression: MIT" in metadata
     assert "Requires-Python: >=3.11" in metadata
     assert any(name.name == "LICENSE" for name in names)
+
+
+@pytest.mark.skipif(not PINNED.exists(), reason="the pinned mbedTLS was not built here")
+def test_wheel_carries_mbedtls(wheel: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        module = Path(archive.extract(f"tloop_py/{cffi_build.module_path().name}", tmp_path))
+    assert hasattr(cffi_build.load(module).lib, "tl_tls_create")
+    assert "mbed" not in run("ldd", module)
+    shown = [line.split()[-1] for line in run("nm", "-D", "--defined-only", module).splitlines()]
+    assert [name for name in shown if "mbedtls" in name or "psa" in name] == []
 
 
 def test_wheel_runs_on_the_python_that_built_it(wheel: Path, tmp_path: Path) -> None:
