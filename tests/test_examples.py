@@ -8,10 +8,11 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -25,9 +26,9 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
 Command = Callable[[str], list[str]]
 
 
-def compile_c(source: Path, program: Path, *flags: str) -> Path:
+def compile_c(source: Path, program: Path, *flags: str, last: Iterable[str] = ()) -> Path:
     compiler = os.environ.get("CC") or shutil.which("cc") or "gcc"
-    command = [*compiler.split(), *flags, f"-I{ROOT}", str(source), "-o", str(program)]
+    command = [*compiler.split(), *flags, f"-I{ROOT}", str(source), *last, "-o", str(program)]
     subprocess.run(command, check=True, timeout=120)
     return program
 
@@ -147,6 +148,38 @@ def test_chat(command: Command) -> None:
         assert receive(anna, 13) == receive(carl, 13) == b"guest 2 left\n"
         anna.sendall(b"hi carl\n")
         assert receive(carl, 17) == b"guest 1: hi carl\n"
+
+
+TLS_FLAGS = ROOT / "build" / "mbedtls.flags"
+HAS_TLS = TLS_FLAGS.exists() and TLS_FLAGS.read_text().strip()
+
+
+@pytest.mark.skipif(not HAS_TLS, reason="this machine has no mbedTLS")
+@pytest.mark.parametrize("version", ["TLSv1.2", "TLSv1.3"])
+def test_tls_echo(build: Path, version: str) -> None:
+    """A client with the interpreter's OpenSSL: echo, more than the kernel holds, a clean end."""
+    program, data = build / "tls_echo", random.Random(1).randbytes(5_000_000)
+    if not program.exists():
+        source = ROOT / "examples" / "tls_echo.c"
+        compile_c(source, program, "-std=c11", "-O1", *WARNINGS, last=TLS_FLAGS.read_text().split())
+    context = ssl.create_default_context(cafile=ROOT / "tests" / "tls" / "authority.pem")
+    context.minimum_version = context.maximum_version = {
+        "TLSv1.2": ssl.TLSVersion.TLSv1_2,
+        "TLSv1.3": ssl.TLSVersion.TLSv1_3,
+    }[version]
+    words = [str(program), "0", str(ROOT / "tests" / "tls" / "server.pem")]
+    with running(words) as process:
+        plain = connect(address(process))
+        with context.wrap_socket(plain, server_hostname="server.example") as client:
+            assert client.version() == version
+            sender = threading.Thread(target=client.sendall, args=(data,))
+            sender.start()
+            assert receive(client, len(data)) == data
+            sender.join()
+            client.unwrap().close()
+        assert process.stdout
+        assert process.stdout.readline().startswith(f"TLS {version[-3:]} TLS_")
+        assert end(process, signal.SIGTERM) == ""
 
 
 def test_timers(command: Command) -> None:
