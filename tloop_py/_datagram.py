@@ -26,7 +26,7 @@ class DatagramTransport(Transport, asyncio.DatagramTransport):
         waiter: asyncio.Future[None] | None = None,
         extra: dict[str, Any] | None = None,
     ) -> None:
-        handle = adopt(lib.tl_udp_open(loop._c, sock.fileno(), KEEP_FD), repr(sock))
+        handle = adopt(loop, lib.tl_udp_open(loop._c, sock.fileno(), KEEP_FD), sock)
         self._address = address
         super().__init__(loop, protocol, handle, sock, extra, None)
         self._family = sock.family

@@ -40,14 +40,14 @@ def _open(loop: Any, pipe: IO[bytes]) -> int:
     fd = pipe.fileno()
     if fd not in loop._transports:
         loop._forget_descriptor(fd)
-        return adopt(lib.tl_stream_open(loop._c, fd, KEEP_FD), repr(pipe))
+        return adopt(loop, lib.tl_stream_open(loop._c, fd, KEEP_FD), pipe)
     # Reading and writing one terminal by two transports works on asyncio. The kernel watches a
     # descriptor for one handle only, but its duplicate for another.
     fd = os.dup(fd)
     handle: int = lib.tl_stream_open(loop._c, fd, 0)
     if handle < 0:
         os.close(fd)
-    return adopt(handle, repr(pipe))
+    return adopt(loop, handle, pipe)
 
 
 class ReadPipeTransport(Endpoint, asyncio.ReadTransport):

@@ -26,13 +26,16 @@ _MAX_PIECE = sys.maxsize // 2 + 1  # 1 GiB where a size has 32 bits
 
 class SendfileMixin(BaseLoop):
     async def _sendfile_native(self, transp: Any, file: Any, offset: int, count: int | None) -> int:
+        if transp._loop is not self:
+            raise KeyError(f"{transp!r} is a transport of another loop")
         waiter = transp._make_empty_waiter()  # from here on write() is refused
         resume_reading = transp.is_reading()
         transp.pause_reading()
         try:
             await waiter
             with transp._lend_socket() as sock:
-                return await self.sock_sendfile(sock, file, offset, count, fallback=False)
+                sent: int = await self.sock_sendfile(sock, file, offset, count, fallback=False)
+                return sent
         finally:
             transp._reset_empty_waiter()
             if resume_reading:
@@ -47,7 +50,8 @@ class SendfileMixin(BaseLoop):
         blocksize = count or size
         if not blocksize:
             return 0
-        self._ensure_fd_no_transport(sock)
+        if sock.fileno() != -1:  # else sending fails as on any closed socket
+            self._ensure_fd_no_transport(sock)
         future: asyncio.Future[int] = self.create_future()
         self._sock_sendfile_native_impl(future, None, sock, fileno, offset, count, blocksize, 0)
         return await future

@@ -43,6 +43,7 @@ class _Acceptor(EventReceiver):
         make_tls: Callable[..., asyncio.Transport] | None,
         context: Context | None,
     ) -> None:
+        loop._check_closed()
         self._loop: Any = loop
         self.sock = sock
         self.kind = sock.family, sock.type, sock.proto  # asked for once: sock.type costs 0.3 us

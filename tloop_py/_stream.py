@@ -62,7 +62,7 @@ class StreamTransport(Transport, asyncio.Transport):
         context: Context | None = None,
     ) -> None:
         if sock is not None:
-            handle = adopt(lib.tl_stream_open(loop._c, sock.fileno(), KEEP_FD), repr(sock))
+            handle = adopt(loop, lib.tl_stream_open(loop._c, sock.fileno(), KEEP_FD), sock)
         self._buffered = False
         self._reading = False  # has reading begun?
         self._eof = False
@@ -343,6 +343,7 @@ class StreamTransport(Transport, asyncio.Transport):
         self._eof = self._write_barred = True
         rc = lib.tl_stream_shutdown(self._c, self._handle)
         if rc < 0:
+            self._loop._check_closed()
             raise oserror(rc)
 
     def can_write_eof(self) -> bool:

@@ -65,7 +65,11 @@ class Endpoint(EventReceiver):
 
     def _begin(self, waiter: asyncio.Future[None] | None) -> None:
         """Reading starts after connection_made, and the waiter is woken after both."""
-        self._call_soon(self._protocol.connection_made, self)
+        try:
+            self._call_soon(self._protocol.connection_made, self)
+        except BaseException:  # what the factory gave is no protocol
+            self._abandon()
+            raise
         self._call_soon(self._start_reading)
         if waiter is not None:
             self._call_soon(_wake, waiter)
@@ -90,6 +94,14 @@ class Endpoint(EventReceiver):
         self._loop._handlers.pop(self._handle, None)
         if self._loop._transports.get(self._fd) is self:
             del self._loop._transports[self._fd]
+
+    def _abandon(self) -> None:
+        """End a transport that nobody has heard of."""
+        self._unregister()
+        self._close_handle()
+
+    def _close_handle(self) -> None:
+        raise NotImplementedError
 
     def _tell_unclosed(self, warn: Callable[..., None]) -> None:
         text = f"unclosed transport {self!r}"
@@ -164,7 +176,7 @@ class Transport(Endpoint, FlowControl):
 
     def _set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         super()._set_write_buffer_limits(high=high, low=low)
-        high, low = min(int(self._high_water), _MAX_MARK), min(int(self._low_water), _MAX_MARK)
+        high, low = int(min(self._high_water, _MAX_MARK)), int(min(self._low_water, _MAX_MARK))
         if self._handle:
             lib.tl_watermarks(self._c, self._handle, high, low)
 
@@ -257,6 +269,11 @@ class Transport(Endpoint, FlowControl):
         self._unregister()
         self._close_handle()
 
+    def _abandon(self) -> None:
+        super()._abandon()
+        if self._server is not None:
+            _compat.detach(self._server, self)
+
     def _close_handle(self) -> None:
         handle, self._handle = self._handle, 0
         lib.tl_close(self._c, handle)
@@ -307,8 +324,9 @@ def _wake(waiter: asyncio.Future[None]) -> None:
         waiter.set_result(None)
 
 
-def adopt(handle: int, what: str) -> int:
-    """The handle, or the OSError that it stands for."""
+def adopt(loop: Any, handle: int, what: object) -> int:
+    """The handle, or the error that it stands for."""
     if handle < 0:
-        raise oserror(handle, what)
+        loop._check_closed()
+        raise oserror(handle, repr(what))
     return handle
