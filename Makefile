@@ -140,7 +140,7 @@ test-py: module $(VENV)/test.stamp
 	@TLOOP_TEST_LOOPS=tloop TLOOP_BACKEND=poll $(pytest) $(behaviour)
 	@echo "callbacks, tasks and timers in virtual time"
 	@TLOOP_TEST_LOOPS=tloop TLOOP_BACKEND=dummy $(pytest) $(virtual) -m "not real and not slow"
-	@echo "all in debug mode, but for the slow ones: most of them measure scale"
+	@echo "all in debug mode, but for the slow ones, which measure scale or compare every call"
 	@TLOOP_TEST_LOOPS=tloop PYTHONASYNCIODEBUG=1 $(pytest) $(behaviour) -m "not slow"
 
 test-apps: module $(VENV)/apps.stamp
