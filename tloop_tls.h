@@ -1342,6 +1342,13 @@ static void tl__tls_ended(tl__tls *t, int rc) {
   t->end = tl__tls_failure(t, rc);
 }
 
+/* A ticket of TLS 1.3 costs two calls: the first finds it and answers as if bytes were missing, the
+   second takes it. Without the second the next write would, and fail. */
+static bool tl__tls_has_ticket(const tl__tls *t, int rc) {
+  return rc == MBEDTLS_ERR_SSL_RECEIVED_NEW_SESSION_TICKET ||
+         (rc == MBEDTLS_ERR_SSL_WANT_READ && tl__tls_step_of(t) != MBEDTLS_SSL_HANDSHAKE_OVER);
+}
+
 /* Decrypt into out. Returns bytes, 0 at the peer's close_notify, -EAGAIN, or what ended it. */
 static int64_t tl__tls_take(tl__tls *t, unsigned char *out, size_t room) {
   size_t total = 0;
@@ -1354,9 +1361,11 @@ static int64_t tl__tls_take(tl__tls *t, unsigned char *out, size_t room) {
       rc = MBEDTLS_ERR_SSL_UNEXPECTED_MESSAGE;
     if (rc > 0)
       total += (size_t)rc;
+    else if (tl__tls_has_ticket(t, rc))
+      continue;
     else if (rc == MBEDTLS_ERR_SSL_WANT_READ || rc == MBEDTLS_ERR_SSL_WANT_WRITE)
       break;
-    else if (rc != MBEDTLS_ERR_SSL_RECEIVED_NEW_SESSION_TICKET)
+    else
       tl__tls_ended(t, rc ? rc : MBEDTLS_ERR_SSL_CONN_EOF);
   }
   int code = tl__tls_flush(t);

@@ -869,6 +869,18 @@ TEST(a_session_is_resumed) {
   }
 }
 
+/* Tickets of TLS 1.3 may be all that a client reads before it writes. */
+TEST(tickets_do_not_hinder_who_writes_first) {
+  TLS_EACH_VERSION(v) {
+    tl_loop *loop = tls_connect(&(tls_plan){.version = v});
+    for (int i = 0; i < 20; i++) tls_tick(loop, T_MS);
+    tls_send(loop, &tls_a, 0, 100);
+    tls_wait_bytes(loop, &tls_b, 100);
+    tl_tls_session_release(session_of(loop));
+    tls_end_pair(loop);
+  }
+}
+
 TEST(servers_that_share_a_key_share_sessions) {
   TLS_EACH_VERSION(v) {
     char key[36] = "name and thirty-two secret bytes...";
