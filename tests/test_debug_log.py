@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 import socket
 import ssl
-from collections.abc import Callable, Coroutine, Iterator
+import subprocess
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -25,6 +28,14 @@ from loopkit import (
     turns,
     until,
 )
+
+
+class Child(asyncio.SubprocessProtocol):
+    lost = False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost = True
+
 
 DEBUG, INFO, WARNING = logging.DEBUG, logging.INFO, logging.WARNING
 
@@ -115,6 +126,50 @@ async def connected_datagrams(loop: Loop) -> None:
     await open_datagrams(loop, remote_addr=("127.0.0.1", 9))
 
 
+@asynccontextmanager
+async def piped(loop: Loop) -> AsyncIterator[tuple[Any, Any, Recorder, Recorder]]:
+    """Both ends of a pipe as transports, and their protocols."""
+    ends = os.pipe()
+    source, reading = await loop.connect_read_pipe(Recorder, os.fdopen(ends[0], "rb", 0))
+    sink, writing = await loop.connect_write_pipe(Recorder, os.fdopen(ends[1], "wb", 0))
+    yield source, sink, reading, writing
+    source.close()
+    sink.close()
+    await end_of(reading, writing)
+
+
+async def close_the_writing_end(loop: Loop) -> None:
+    async with piped(loop) as (source, sink, reading, _):
+        source.pause_reading()
+        source.resume_reading()
+        sink.close()
+        await end_of(reading)
+
+
+async def close_the_reading_end(loop: Loop) -> None:
+    async with piped(loop) as (source, _, _, writing):
+        source.close()
+        await end_of(writing)
+
+
+async def run_a_child(loop: Loop) -> None:
+    transport, protocol = await loop.subprocess_exec(Child, "true")
+    await until(lambda: protocol.lost)
+    transport.close()
+
+
+async def run_a_shell(loop: Loop) -> None:
+    transport, protocol = await loop.subprocess_shell(Child, "true", stderr=subprocess.STDOUT)
+    await until(lambda: protocol.lost)
+    transport.close()
+
+
+async def close_a_running_child(loop: Loop) -> None:
+    transport, protocol = await loop.subprocess_exec(Child, "cat")
+    transport.close()
+    await until(lambda: protocol.lost)
+
+
 async def shake_hands(loop: Loop) -> None:
     server_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server_tls.load_cert_chain(HERE / "tls" / "server.pem")
@@ -189,6 +244,40 @@ LINES: dict[str, tuple[Callable[[Loop], Coroutine[Any, Any, None]], list[tuple[i
             (DEBUG, r"<\S+SSLProtocol.*> starts SSL handshake"),
             (DEBUG, r"<\S+SSLProtocol.*>: SSL handshake took [\d.]+ ms"),
         ],
+    ),
+    "pipes": (
+        close_the_writing_end,
+        [
+            (DEBUG, r"Read pipe \d+ connected: \(<\w*ReadPipeTransport .*"),
+            (DEBUG, r"Write pipe \d+ connected: \(<\w*WritePipeTransport .*"),
+            (DEBUG, r"<\w*ReadPipeTransport .* pauses reading"),
+            (DEBUG, r"<\w*ReadPipeTransport .* resumes reading"),
+            (INFO, r"<\w*ReadPipeTransport .* was closed by peer"),
+        ],
+    ),
+    "broken pipe": (
+        close_the_reading_end,
+        [(INFO, r"<\w*WritePipeTransport .* was closed by peer")],
+    ),
+    "child": (
+        run_a_child,
+        [
+            (DEBUG, r"execute program 'true' stdin=<pipe> stdout=<pipe> stderr=<pipe>"),
+            (DEBUG, r"process 'true' created: pid \d+"),
+            (INFO, r"execute program 'true': <\w+ pid=\d+"),
+            (INFO, r"<\w+ pid=\d+ .*> exited with return code 0"),
+        ],
+    ),
+    "shell": (
+        run_a_shell,
+        [
+            (DEBUG, r"run shell command 'true' stdin=<pipe> stdout=stderr=<pipe>"),
+            (INFO, r"run shell command 'true': <\w+ pid=\d+"),
+        ],
+    ),
+    "running child": (
+        close_a_running_child,
+        [(WARNING, r"Close running child process: kill <\w+ closed pid=\d+ running")],
     ),
     "close": (close_another_loop, [(DEBUG, r"Close <\w+ running=False closed=False debug=True>")]),
 }
