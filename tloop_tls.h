@@ -103,7 +103,9 @@ enum {
 enum {
   TL_TLS_INSECURE_NO_HOSTNAME = 1, /* client: any name, or none, in a certificate that is good */
   TL_TLS_NO_RESUMPTION = 2,        /* no tickets, no sessions */
-  TL_TLS_NO_SYSTEM_CA = 4          /* client: trust only what is added; none is an error then */
+  TL_TLS_NO_SYSTEM_CA = 4,         /* client: trust only what is added; none is an error then */
+  TL_TLS_CRL_LEAF = 8,             /* refuse a peer whose issuer's revocation list is not here */
+  TL_TLS_CRL_CHAIN = 16            /* the same for every certificate in its chain */
 };
 
 /* Where the ranges of errors begin, and errors that programs ask for. */
@@ -142,7 +144,8 @@ enum {
   TL_TLS_BAD_KEY = 65536,
   TL_TLS_BAD_CRL_HASH = 131072,
   TL_TLS_BAD_CRL_KEY_TYPE = 262144,
-  TL_TLS_BAD_CRL_KEY = 524288
+  TL_TLS_BAD_CRL_KEY = 524288,
+  TL_TLS_BAD_NO_CRL = 1048576 /* not one of mbedTLS': see TL_TLS_CRL_LEAF */
 };
 
 /* Who ended a handshake, or a connection, with an error. */
@@ -502,6 +505,7 @@ static const struct {
     {TL_TLS_BAD_CRL_KEY_TYPE,
      "certificate refused: the revocation list's signature is not allowed"},
     {TL_TLS_BAD_CRL_KEY, "certificate refused: the revocation list's key is too weak"},
+    {TL_TLS_BAD_NO_CRL, "certificate refused: its issuer's revocation list is missing"},
     {TL_TLS_BAD_MISSING, "certificate refused: there is none"},
     {TL_TLS_BAD_OTHER, "certificate refused"}};
 
@@ -1612,8 +1616,20 @@ static bool tl__tls_has_ip(const mbedtls_x509_crt *crt, const unsigned char *ip,
   return false;
 }
 
+/* mbedTLS takes a list that is not there for one that is empty. */
+static bool tl__tls_has_crl(const tl_tls *rules, const mbedtls_x509_crt *crt) {
+  for (const mbedtls_x509_crl *crl = &rules->crl; crl && crl->raw.p; crl = crl->next)
+    if (crl->issuer_raw.len == crt->issuer_raw.len &&
+        memcmp(crl->issuer_raw.p, crt->issuer_raw.p, crt->issuer_raw.len) == 0)
+      return true;
+  return false;
+}
+
 static int tl__tls_verify_hook(void *user, mbedtls_x509_crt *crt, int depth, uint32_t *flags) {
   const tl__tls *t = (const tl__tls *)user;
+  const tl_tls *rules = t->other ? t->other : t->context;
+  int needs = depth > 0 ? TL_TLS_CRL_CHAIN : TL_TLS_CRL_LEAF | TL_TLS_CRL_CHAIN;
+  if ((rules->flags & needs) && !tl__tls_has_crl(rules, crt)) *flags |= TL_TLS_BAD_NO_CRL;
   if (depth > 0) return 0;
   if (t->context->flags & TL_TLS_INSECURE_NO_HOSTNAME)
     *flags &= ~(uint32_t)TL_TLS_BAD_NAME;
@@ -1734,9 +1750,7 @@ static int64_t tl__tls_set_session(tl__tls *t, tl_tls_session *session) {
 
 static int64_t tl__tls_set_client(tl__tls *t, const tl_tls_attach_desc *desc) {
   int64_t code = tl__tls_set_hostname(t, desc->hostname);
-  if (code == 0) code = tl__tls_set_session(t, desc->session);
-  mbedtls_ssl_set_verify(&t->ssl, tl__tls_verify_hook, t);
-  return code;
+  return code == 0 ? tl__tls_set_session(t, desc->session) : code;
 }
 
 static int64_t tl__tls_set_up(tl__tls *t, const tl_tls_attach_desc *desc) {
@@ -1745,6 +1759,7 @@ static int64_t tl__tls_set_up(tl__tls *t, const tl_tls_attach_desc *desc) {
   if (rc != 0) return tl__tls_code(rc);
   mbedtls_ssl_set_user_data_p(&t->ssl, t);
   mbedtls_ssl_set_bio(&t->ssl, t, tl__tls_push, tl__tls_pull, NULL);
+  mbedtls_ssl_set_verify(&t->ssl, tl__tls_verify_hook, t);
   if (tls->on_keylog) mbedtls_ssl_set_export_keys_cb(&t->ssl, tl__tls_keylog_hook, t);
   if (desc->handshake_timeout_ns) t->handshake_ns = desc->handshake_timeout_ns;
   if (desc->close_timeout_ns) t->close_ns = desc->close_timeout_ns;

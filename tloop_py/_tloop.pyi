@@ -66,6 +66,7 @@ class _Lib:
     TL_TLS_BAD_KEY_USAGE: int
     TL_TLS_BAD_MISSING: int
     TL_TLS_BAD_NAME: int
+    TL_TLS_BAD_NO_CRL: int
     TL_TLS_BAD_NS_TYPE: int
     TL_TLS_BAD_OTHER: int
     TL_TLS_BAD_REVOKED: int
@@ -74,6 +75,8 @@ class _Lib:
     TL_TLS_BY_PEER: int
     TL_TLS_BY_US: int
     TL_TLS_CLIENT: int
+    TL_TLS_CRL_CHAIN: int
+    TL_TLS_CRL_LEAF: int
     TL_TLS_INSECURE_NO_HOSTNAME: int
     TL_TLS_INSECURE_NO_VERIFICATION: int
     TL_TLS_NO_RESUMPTION: int

@@ -390,21 +390,44 @@ TEST(a_server_may_insist) {
   refuses(&plan, TL_EALERT - 41, TL_ETLS_NO_CERT); /* mbedTLS' choice; RFC 8446 has 116 for it */
 }
 
-TEST(a_revoked_certificate_is_refused) {
+static void add_crl(tl_tls *tls) {
   static char crl[1000];
   FILE *file = fopen(tls_path("crl"), "rb");
   ASSERT_TRUE(file != NULL);
   size_t nbytes = fread(crl, 1, sizeof crl, file);
   fclose(file);
+  ASSERT_EQ(tl_tls_add_crl(tls, crl, nbytes), 0);
+}
+
+static void accepts(const tls_plan *plan) {
+  tl_loop *loop = tls_connect(plan);
+  ASSERT_EQ(tls_a.tls_result, 0);
+  ASSERT_EQ(tls_b.tls_result, 0);
+  tls_end_pair(loop);
+}
+
+TEST(a_revocation_list_can_be_required) {
+  const int32_t flags[] = {TL_TLS_CRL_LEAF, TL_TLS_CRL_CHAIN};
+  for (int i = 0; i < 2; i++) {
+    tls_plan plan = {.version = TL_TLS_1_3, .client_flags = flags[i]};
+    refuses(&plan, TL_EVERIFY - TL_TLS_BAD_NO_CRL, TL_EALERT - 46);
+    plan.client = tls_client(&plan);
+    add_crl(plan.client);
+    accepts(&plan);
+    plan.cert = "chain"; /* what vouches for it has no list of its own */
+    refuses(&plan, TL_EVERIFY - TL_TLS_BAD_NO_CRL, TL_EALERT - 46);
+    tl_tls_release(plan.client);
+  }
+}
+
+TEST(a_revoked_certificate_is_refused) {
   TLS_EACH_VERSION(v) {
     tls_plan plan = {.version = v, .cert = "revoked"};
     plan.client = tls_client(&plan);
-    ASSERT_EQ(tl_tls_add_crl(plan.client, crl, nbytes), 0);
+    add_crl(plan.client);
     refuses(&plan, TL_EVERIFY - TL_TLS_BAD_REVOKED, TL_EALERT - 44);
     plan.cert = "server";
-    tl_loop *loop = tls_connect(&plan);
-    ASSERT_EQ(tls_a.tls_result, 0);
-    tls_end_pair(loop);
+    accepts(&plan);
     tl_tls_release(plan.client);
   }
 }
