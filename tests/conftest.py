@@ -27,12 +27,13 @@ from loopkit import (
     selected_loops,
     turns,
 )
-from tlskit import client_context, server_context
+from tlskit import ENGINES, client_context, kind_of, server_context
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes more than a moment, or sleeps on purpose")
     config.addinivalue_line("markers", "real: of real time or descriptors, which dummy has not")
+    config.addinivalue_line("markers", "engines(*names): what is tested concerns these only")
     config.addinivalue_line("markers", "loops(*names): what is tested is promised by these only")
 
 
@@ -46,7 +47,26 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "loop_name" in metafunc.fixturenames:
         marker = metafunc.definition.get_closest_marker("loops")
         wanted = marker.args if marker else tuple(FACTORIES)
-        metafunc.parametrize("loop_name", [name for name in selected_loops() if name in wanted])
+        loops = [name for name in selected_loops() if name in wanted]
+        if "engine" in metafunc.fixturenames:
+            metafunc.parametrize(
+                ("loop_name", "engine"),
+                [(loop, engine) for loop in loops for engine in engines_of(metafunc, loop)],
+            )
+        else:
+            metafunc.parametrize("loop_name", loops)
+
+
+def engines_of(metafunc: pytest.Metafunc, loop: str) -> list[str]:
+    """Who does TLS: the interpreter's ssl, and on tloop a TLSContext on either side or both."""
+    if loop != "tloop":
+        return ["ssl"]
+    marker = metafunc.definition.get_closest_marker("engines")
+    if marker:
+        return list(marker.args)
+    names = metafunc.function.__code__.co_names
+    # A Peer is the interpreter's ssl, and there the server.
+    return ["ssl", "client"] if "tls_connected" in names else ENGINES
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -158,13 +178,13 @@ def loop(loop_factory: LoopFactory, nothing_left_behind: None) -> Iterator[Loop]
 
 
 @pytest.fixture
-def server_tls() -> ssl.SSLContext:
-    return server_context()
+def server_tls(engine: str) -> ssl.SSLContext:
+    return server_context(kind=kind_of("server", engine))
 
 
 @pytest.fixture
-def client_tls() -> ssl.SSLContext:
-    return client_context()
+def client_tls(engine: str) -> ssl.SSLContext:
+    return client_context(kind_of("client", engine))
 
 
 def close_clean(loop: Loop, idle: int) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from loopkit import Echo, Loop, Recorder, end_of, listening, turns, until, warnings_seen
-from tlskit import CLIENT_NAME, NAME, VERSIONS, Peer, only, server_context, tls_pair
+from tlskit import CLIENT_NAME, NAME, PEER_CALLS, VERSIONS, Peer, only, server_context, tls_pair
 
 pytestmark = pytest.mark.usefixtures("loop")
 
@@ -70,6 +70,7 @@ async def test_a_connected_socket_is_secured(
         await turns(10)
 
 
+@PEER_CALLS
 async def test_an_accepted_socket_is_secured(
     loop: Loop, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
@@ -132,7 +133,9 @@ async def test_extra_info_describes_the_session(
         await client.received(1)
         for side, context in ((transport, client_tls), (server.transport, server_tls)):
             ask = side.get_extra_info
-            assert isinstance(ask("ssl_object"), ssl.SSLObject)
+            assert ask("ssl_object").server_side is (side is server.transport)
+            assert ask("ssl_object").server_hostname == (NAME if side is transport else None)
+            assert ask("ssl_object").context is context
             assert ask("ssl_object").version() == version.name.replace("_", ".")
             assert ask("sslcontext") is context
             assert ask("cipher") == ask("ssl_object").cipher()
@@ -173,6 +176,7 @@ async def test_what_is_known_after_the_end(
 )
 async def test_alpn_is_negotiated(
     loop: Loop,
+    engine: str,
     server_tls: ssl.SSLContext,
     client_tls: ssl.SSLContext,
     offered: list[str],
@@ -182,6 +186,14 @@ async def test_alpn_is_negotiated(
     server_tls.set_alpn_protocols(supported)
     if offered:
         client_tls.set_alpn_protocols(offered)
+    if offered and selected is None and engine in ("server", "both"):  # RFC 7301 has it so
+        async with listening(Recorder, ssl=server_tls) as address:
+            with pytest.raises(ssl.SSLError, match="no application protocol"):
+                await loop.create_connection(
+                    Recorder, *address, ssl=client_tls, server_hostname=NAME
+                )
+            await turns(20)
+        return
     async with tls_pair(server_tls, client_tls) as (transport, _, server):
         for side in (transport, server.transport):
             assert side.get_extra_info("ssl_object").selected_alpn_protocol() == selected
@@ -204,7 +216,7 @@ async def test_versions_without_overlap_are_refused(
 async def test_the_server_hears_the_name_and_chooses_the_certificate(
     loop: Loop, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
-    other = server_context("client.pem")
+    other = server_context("client.pem", type(server_tls))
     asked: list[tuple[str | None, bool]] = []
 
     def choose(tls: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:

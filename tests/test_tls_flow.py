@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from conftest import AsyncioLog
 from loopkit import REFCOUNTS, Loop, Recorder, collect, end_of, listening, turns, until
-from tlskit import NAME, VERSIONS, only, tls_connected, tls_pair
+from tlskit import NAME, VERSIONS, hung_up, only, tls_connected, tls_pair
 
 pytestmark = pytest.mark.usefixtures("loop")
 
@@ -89,6 +89,7 @@ async def test_writes_are_flow_controlled(
         assert transport.get_write_buffer_size() == 0
 
 
+@pytest.mark.engines("ssl")  # the C core holds no more than a record back
 async def test_limits_of_both_directions_can_be_set(
     loop: Loop, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
@@ -106,6 +107,7 @@ async def test_limits_of_both_directions_can_be_set(
         assert client.calls[-1] == "resume"
 
 
+@pytest.mark.engines("ssl")  # see test_tls_transport.py
 async def test_a_paused_reader_gets_nothing_and_stops_the_peer(
     loop: Loop, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
@@ -143,7 +145,7 @@ async def test_pausing_in_data_received(
 
 
 async def test_the_end_comes_after_what_was_held_back(
-    loop: Loop, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+    loop: Loop, engine: str, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     async with tls_connected(server_tls, client_tls) as (transport, client, peer):
         await turns(10)
@@ -156,7 +158,7 @@ async def test_the_end_comes_after_what_was_held_back(
         transport.resume_reading()
         await end_of(client)
         assert client.data == b"last words"
-        assert client.calls == ["made", "data", "eof", "lost"]
+        assert hung_up(client, engine)
 
 
 # -- records in pieces -----------------------------------------------------------------------------
@@ -266,7 +268,7 @@ class Buffered(Recorder, asyncio.BufferedProtocol):
 
 @pytest.mark.parametrize("size", [1, 1000, 1 << 20])
 async def test_buffered_protocols_over_tls(
-    loop: Loop, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext, size: int
+    loop: Loop, engine: str, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext, size: int
 ) -> None:
     data = BLOCK[:3000] if size == 1 else BLOCK * 10
     async with tls_connected(server_tls, client_tls, Buffered(size)) as (transport, client, peer):
@@ -276,9 +278,10 @@ async def test_buffered_protocols_over_tls(
         assert await peer.read(len(data)) == data
         peer.sock.close()
         await end_of(client)
-        assert client.calls == ["made", "data", "eof", "lost"]
+        assert hung_up(client, engine)
 
 
+@pytest.mark.engines("ssl")  # see test_tls_transport.py
 async def test_the_protocol_can_be_changed(
     loop: Loop, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
@@ -332,7 +335,7 @@ async def test_a_buffered_protocol_that_fails_loses_its_connection(
         await peer.write(b"hello")
         await end_of(protocol)
         assert isinstance(protocol.error, LookupError)
-        asyncio_log.expect("Fatal error on SSL protocol")
+        asyncio_log.expect("Fatal error")
         client.calls.append("lost")  # it is not the one who is told
 
 
@@ -347,7 +350,7 @@ async def test_a_protocol_that_fails_loses_its_connection(
         await peer.write(b"hello")
         await end_of(client)
         assert isinstance(client.error, LookupError)
-        asyncio_log.expect("Fatal error on SSL protocol")
+        asyncio_log.expect("Fatal error")
 
 
 async def test_a_protocol_that_fails_at_once(
@@ -366,7 +369,7 @@ async def test_a_protocol_that_fails_at_once(
         await end_of(client, server)
         await turns(20)
     assert isinstance(server.error, LookupError)
-    asyncio_log.expect("buffer_updated() call failed")
+    asyncio_log.expect("() call failed")
 
 
 # -- memory ----------------------------------------------------------------------------------------

@@ -9,12 +9,23 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
+import pytest
 from loopkit import HERE, Echo, Recorder, end_of, listening, tcp_sockets, turns, until
+
+from tloop_py import TLSContext
 
 NAME = "server.example"
 CLIENT_NAME = "client.example"
 CERTIFICATES = HERE / "tls"  # made by tls/make_certificates.py
+CASES = CERTIFICATES / "cases"  # made by tls/make_cases.py
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
+
+# Which side of a connection has a TLSContext of tloop instead of the interpreter's ssl.
+ENGINES = ["ssl", "server", "client", "both"]
+
+# A Peer is made of the interpreter's ssl: the test varies the side that is not it.
+PEER_SERVES = pytest.mark.engines("ssl", "client")
+PEER_CALLS = pytest.mark.engines("ssl", "server")
 
 _T = TypeVar("_T")
 
@@ -23,8 +34,15 @@ def trust_authority(context: ssl.SSLContext) -> None:
     context.load_verify_locations(CERTIFICATES / "authority.pem")
 
 
-def server_context(certificate: str = "server.pem") -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+def kind_of(side: str, engine: str) -> Any:
+    """The class of that side's context; a TLSContext has the methods of ssl.SSLContext."""
+    return TLSContext if engine in (side, "both") else ssl.SSLContext
+
+
+def server_context(
+    certificate: str = "server.pem", kind: type[ssl.SSLContext] = ssl.SSLContext
+) -> ssl.SSLContext:
+    context = kind(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(CERTIFICATES / certificate)
     return context
 
@@ -38,6 +56,14 @@ def client_context(kind: type[ssl.SSLContext] = ssl.SSLContext) -> ssl.SSLContex
 def only(version: ssl.TLSVersion, *contexts: ssl.SSLContext) -> None:
     for context in contexts:
         context.minimum_version = context.maximum_version = version
+
+
+def hung_up(client: Any, engine: str) -> bool:
+    """Was it told in the right way that its peer hung up without a close_notify? asyncio takes that
+    for an end like any other; a TLSContext takes it for what it may be, a cut."""
+    if engine in ("ssl", "server"):
+        return client.calls[-2:] == ["eof", "lost"] and client.error is None
+    return "eof" not in client.calls and isinstance(client.error, ssl.SSLEOFError)
 
 
 @asynccontextmanager

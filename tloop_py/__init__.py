@@ -16,6 +16,8 @@ from tloop_py._ffi import ffi as _ffi
 from tloop_py._ffi import lib as _lib
 from tloop_py._guest import GuestLoop
 from tloop_py._loop import Loop
+from tloop_py._tlscontext import TLSContext, create_tls_context
+from tloop_py._tlsobject import TLSSession
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -23,7 +25,16 @@ if TYPE_CHECKING:
     from tloop_py._policy import EventLoopPolicy as EventLoopPolicy
     from tloop_py._policy import install as install
 
-__all__ = ["GuestLoop", "Loop", "__version__", "new_event_loop", "run"]
+__all__ = [
+    "GuestLoop",
+    "Loop",
+    "TLSContext",
+    "TLSSession",
+    "__version__",
+    "create_tls_context",
+    "new_event_loop",
+    "run",
+]
 
 __version__: str = _ffi.string(_lib.tl_version()).decode()
 

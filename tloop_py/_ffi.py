@@ -27,6 +27,8 @@ ACCEPT: Final[int] = lib.TL_EV_ACCEPT
 DATAGRAM: Final[int] = lib.TL_EV_DATAGRAM
 POLL: Final[int] = lib.TL_EV_POLL
 SIGNAL: Final[int] = lib.TL_EV_SIGNAL
+CLOSED: Final[int] = lib.TL_EV_CLOSED
+TLS: Final[int] = lib.TL_EV_TLS
 # For people: {1: "DATA", ...}
 EVENT_NAMES: Final = {
     getattr(lib, name): name.removeprefix("TL_EV_")
@@ -40,6 +42,8 @@ HUP: Final[int] = lib.TL_HUP
 ERR: Final[int] = lib.TL_ERR
 EDGE: Final[int] = lib.TL_EDGE
 KEEP_FD: Final[int] = lib.TL_KEEP_FD
+HAS_TLS: Final = hasattr(lib, "tl_tls_create")  # was mbedTLS there when the module was built?
+_TLS_ERRORS: Final[int] = lib.TL_ETLS
 CAP_EDGE: Final[int] = lib.TL_CAP_EDGE
 CAP_VIRTUAL: Final[int] = lib.TL_CAP_VIRTUAL
 ADDR_BYTES: Final[int] = lib.TL_ADDR_BYTES
@@ -52,6 +56,10 @@ _primed = os.environ.get("TLOOP_PRIME_MALLOC", "1") == "0"
 
 def oserror(code: int, what: str = "") -> OSError:
     """The OSError (of the right subclass) for a negative return code of the library."""
+    if code <= _TLS_ERRORS:
+        from tloop_py._tlserror import tls_error  # which needs this module
+
+        return tls_error(code)
     if code < -4000:
         return OSError(9, f"{what or 'tloop'}: {ffi.string(lib.tl_strerror(code)).decode()}")
     text = os.strerror(-code)

@@ -19,6 +19,7 @@ from tloop_py._ffi import ACCEPT, ADDR_BYTES, KEEP_FD, lib, oserror
 from tloop_py._receiver import EventReceiver
 from tloop_py._stream import StreamTransport
 from tloop_py._tls import TLSMixin
+from tloop_py._tlscontext import TLSContext
 
 if TYPE_CHECKING:
     import ssl as ssl_module
@@ -183,7 +184,7 @@ class ServerMixin(TLSMixin):
         self,
         protocol_factory: Callable[[], asyncio.BaseProtocol],
         sock: socket.socket,
-        sslcontext: ssl_module.SSLContext | None = None,
+        sslcontext: ssl_module.SSLContext | TLSContext | None = None,
         server: Server | None = None,
         backlog: int = 100,
         ssl_handshake_timeout: float | None = constants.SSL_HANDSHAKE_TIMEOUT,
@@ -191,6 +192,8 @@ class ServerMixin(TLSMixin):
         context: Context | None = None,
     ) -> None:
         make_tls: Callable[..., asyncio.Transport] | None = None
+        if isinstance(sslcontext, TLSContext):
+            self._check_context(sslcontext, server)
         if sslcontext:
 
             def make_tls(
@@ -211,6 +214,15 @@ class ServerMixin(TLSMixin):
         self._forget_descriptor(self._ensure_fd_no_transport(sock))
         self._acceptors[sock] = _Acceptor(self, sock, protocol_factory, server, make_tls, context)
 
+    def _check_context(self, context: TLSContext, server: Server | None) -> None:
+        """A context that cannot serve anybody fails the server, not each of its connections."""
+        try:
+            context._ready(server_side=True)
+        except BaseException:
+            if server is not None:
+                server.close()
+            raise
+
     def _stop_serving(self, sock: socket.socket) -> None:
         acceptor = self._acceptors.pop(sock, None)
         if acceptor is not None:
@@ -228,7 +240,7 @@ class ServerMixin(TLSMixin):
         protocol_factory: Callable[[], asyncio.BaseProtocol],
         path: str | bytes | os.PathLike[str] | None = None,
         *,
-        ssl: bool | ssl_module.SSLContext | None = None,
+        ssl: bool | ssl_module.SSLContext | TLSContext | None = None,
         sock: socket.socket | None = None,
         server_hostname: str | None = None,
         ssl_handshake_timeout: float | None = None,
@@ -272,7 +284,7 @@ class ServerMixin(TLSMixin):
         *,
         sock: socket.socket | None = None,
         backlog: int = 100,
-        ssl: ssl_module.SSLContext | None = None,
+        ssl: ssl_module.SSLContext | TLSContext | None = None,
         ssl_handshake_timeout: float | None = None,
         ssl_shutdown_timeout: float | None = None,
         start_serving: bool = True,

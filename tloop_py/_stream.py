@@ -36,7 +36,8 @@ class StreamTransport(Transport, asyncio.Transport):
     """A connected stream socket.
 
     Made from a socket object (sock), which stays its owner, or from a handle that the C core
-    accepted, with the peer's address (peer) and the kind of socket: family, type, protocol.
+    accepted, with the peer's address (peer) and the kind of socket: family, type, protocol. Or from
+    a handle that another transport had until now, with whatever of these that one had.
     """
 
     __slots__ = (
@@ -61,7 +62,7 @@ class StreamTransport(Transport, asyncio.Transport):
         server: Server | None = None,
         context: Context | None = None,
     ) -> None:
-        if sock is not None:
+        if sock is not None and not handle:
             handle = adopt(loop, lib.tl_stream_open(loop._c, sock.fileno(), KEEP_FD), sock)
         self._buffered = False
         self._reading = False  # has reading begun?
@@ -348,6 +349,37 @@ class StreamTransport(Transport, asyncio.Transport):
 
     def can_write_eof(self) -> bool:
         return True
+
+    # -- start_tls() goes on with another transport ------------------------------------------------
+
+    def _hand_over(self) -> dict[str, Any]:
+        """The connection, as the heir's constructor takes it. This transport is closed by that, but
+        its protocol is not told. _forward must follow."""
+        self._outbox.flush()
+        self._unregister()
+        self._closing = self._write_barred = True
+        self._takes = 0
+        self._conn_lost += 1
+        handle, self._handle = self._handle, 0
+        sock, self._sock = self._sock, None
+        return {
+            "handle": handle,
+            "sock": sock,
+            "kind": self._kind,
+            "extra": dict(self._extra),
+            "server": self._server,
+            "context": self._home,
+        }
+
+    def _forward(self, heir: StreamTransport) -> None:
+        """Whoever still has this transport may ask it, and end the connection."""
+        self._detach_server()
+        self.__dict__.update(
+            abort=heir.abort,
+            close=heir.abort,
+            get_extra_info=heir.get_extra_info,
+            is_closing=heir.is_closing,
+        )
 
     # -- sendfile() waits for an empty queue, then sends by itself --------------------------------
 

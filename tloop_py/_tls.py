@@ -7,9 +7,12 @@ import ssl
 from asyncio import constants
 from typing import TYPE_CHECKING, Any
 
-from tloop_py._base import BaseLoop
+from tloop_py._base import BaseLoop, base_events
 from tloop_py._ssl import SSLProtocol
 from tloop_py._stream import StreamTransport
+from tloop_py._tlscontext import TLSContext
+from tloop_py._tlstransport import TLSOptions, can_upgrade, make_transport
+from tloop_py._tlstransport import start_tls as start_core_tls
 
 if TYPE_CHECKING:
     import socket
@@ -22,7 +25,7 @@ class TLSMixin(BaseLoop):
         self,
         rawsock: socket.socket | None,
         protocol: asyncio.BaseProtocol,
-        sslcontext: ssl.SSLContext,
+        sslcontext: ssl.SSLContext | TLSContext,
         waiter: asyncio.Future[None] | None = None,
         *,
         server_side: bool = False,
@@ -36,6 +39,18 @@ class TLSMixin(BaseLoop):
     ) -> asyncio.Transport:
         if rawsock is not None:
             self._ensure_fd_no_transport(rawsock)
+        if isinstance(sslcontext, TLSContext):
+            return self._make_core_transport(
+                rawsock,
+                protocol,
+                waiter,
+                (sslcontext, server_side, server_hostname),
+                (ssl_handshake_timeout, ssl_shutdown_timeout),
+                extra=extra,
+                server=server,
+                context=context,
+                **accepted,
+            )
         tls: Any = SSLProtocol(
             self,
             protocol,
@@ -53,25 +68,60 @@ class TLSMixin(BaseLoop):
         transport: asyncio.Transport = tls._app_transport
         return transport
 
+    def _make_core_transport(
+        self,
+        rawsock: socket.socket | None,
+        protocol: asyncio.BaseProtocol,
+        waiter: asyncio.Future[None] | None,
+        role: tuple[TLSContext, bool, str | None],
+        timeouts: tuple[float | None, float | None],
+        **stream: Any,
+    ) -> asyncio.Transport:
+        """TLS in the C core. A socket that gets no transport is closed: nobody else would do it."""
+        try:
+            options = TLSOptions(*role, *timeouts)
+            if rawsock is not None:
+                self._forget_descriptor(rawsock.fileno())
+                base_events._set_nodelay(rawsock)
+            return make_transport(self, rawsock, protocol, waiter, options, **stream)
+        except BaseException:
+            if rawsock is not None:
+                rawsock.close()
+            raise
+
     async def start_tls(
         self,
         transport: Any,
         protocol: asyncio.BaseProtocol,
-        sslcontext: ssl.SSLContext,
+        sslcontext: ssl.SSLContext | TLSContext,
         *,
         server_side: bool = False,
         server_hostname: str | None = None,
         ssl_handshake_timeout: float | None = None,
         ssl_shutdown_timeout: float | None = None,
-    ) -> asyncio.Transport:
+    ) -> asyncio.Transport | None:
         """As asyncio's: returns the transport that protocol uses from now on, after the handshake;
         the given one must not be used any more. Closes the connection when it fails."""
-        if not isinstance(sslcontext, ssl.SSLContext):
+        if not isinstance(sslcontext, (ssl.SSLContext, TLSContext)):
             raise TypeError(
                 f"sslcontext is expected to be an instance of ssl.SSLContext, got {sslcontext!r}"
             )
         if not getattr(transport, "_start_tls_compatible", False):
             raise TypeError(f"transport {transport!r} is not supported by start_tls()")
+        if isinstance(sslcontext, TLSContext):
+            if not can_upgrade(transport):
+                raise TypeError(
+                    f"transport {transport!r} is not supported by start_tls() with a TLSContext: "
+                    "TLS within TLS needs an ssl.SSLContext"
+                )
+            role = sslcontext, server_side, server_hostname
+            try:
+                options = TLSOptions(*role, ssl_handshake_timeout, ssl_shutdown_timeout)
+            except ssl.SSLError:  # no handshake could succeed: as if one had failed
+                transport.set_protocol(asyncio.Protocol())
+                transport.close()
+                raise
+            return await start_core_tls(self, transport, protocol, options)
         waiter = self.create_future()
         tls: Any = SSLProtocol(
             self,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("asyncio")
 
-_LAZY_INFO = ("socket", "sockname", "peername")
+LAZY_INFO = ("socket", "sockname", "peername")
 _MAX_MARK = (1 << 62) - 1
 
 
@@ -258,9 +258,12 @@ class Transport(Endpoint, FlowControl):
             self._release()
             self._protocol = None
             self._loop = None
-            server, self._server = self._server, None
-            if server is not None:
-                _compat.detach(server, self)
+            self._detach_server()
+
+    def _detach_server(self) -> None:
+        server, self._server = self._server, None
+        if server is not None:
+            _compat.detach(server, self)
 
     def _release(self) -> None:
         """Give the descriptor back; what is asked of a closed transport is remembered."""
@@ -284,8 +287,7 @@ class Transport(Endpoint, FlowControl):
         if getattr(self, "_handle", 0):  # else the constructor has failed
             self._tell_unclosed(_warn)
             self._close_handle()
-            if self._server is not None:
-                _compat.detach(self._server, self)
+            self._detach_server()
 
     def _lost_write(self) -> None:
         """A write after the connection was lost."""
@@ -298,7 +300,7 @@ class Transport(Endpoint, FlowControl):
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """As asyncio's: "socket" (a TransportSocket), "sockname", "peername", and what was given.
         Found out when first asked for, or when the transport closes."""
-        if name in _LAZY_INFO and name not in self._extra:
+        if name in LAZY_INFO and name not in self._extra:
             self._extra[name] = self._find_info(name)
         return self._extra.get(name, default)
 
