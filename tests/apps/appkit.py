@@ -15,10 +15,12 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import loopkit
 import trustme
+
+import tloop_py
 
 HERE = Path(__file__).parent
 PATIENCE = 60.0  # seconds until a bounded wait gives up; below the time limit of a test
@@ -148,6 +150,8 @@ class Certificates:
         self.authority = trustme.CA()
         issued = self.authority.issue_cert("localhost", "127.0.0.1")
         self.key, self.chain = folder / "server.key", folder / "server.pem"
+        self.root = folder / "authority.pem"
+        self.authority.cert_pem.write_to_path(str(self.root))
         issued.private_key_pem.write_to_path(str(self.key))
         self.chain.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
 
@@ -155,6 +159,18 @@ class Certificates:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(self.chain, self.key)
         return context
+
+    def core_server(self) -> Any:
+        """The same by a TLSContext, in the C core."""
+        return tloop_py.create_tls_context(
+            ssl.Purpose.CLIENT_AUTH,
+            certfile=self.chain,
+            keyfile=self.key,
+            alpn_protocols=["http/1.1"],
+        )
+
+    def core_client(self) -> Any:
+        return tloop_py.create_tls_context(cafile=self.root)
 
     def client(self) -> ssl.SSLContext:
         context = ssl.create_default_context()

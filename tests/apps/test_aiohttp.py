@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import io
 import signal
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -39,12 +40,11 @@ def static_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @asynccontextmanager
-async def serving(folder: Path, certificates: Certificates | None) -> AsyncIterator[str]:
+async def serving(folder: Path, context: ssl.SSLContext | None) -> AsyncIterator[str]:
     """The application on this loop; gives its URL."""
     runner = web.AppRunner(application(folder), access_log=None)
     await runner.setup()
     try:
-        context = certificates.server() if certificates else None
         await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
         yield f"{'https' if context else 'http'}://127.0.0.1:{runner.addresses[0][1]}"
     finally:
@@ -64,11 +64,14 @@ async def program(loop_name: str, folder: Path) -> AsyncIterator[tuple[Program, 
         assert not COMPLAINT.search(server.output)
 
 
-@pytest.fixture(params=["plain", "tls", "two processes"])
+@pytest.fixture(params=["plain", "tls", "tls in C", "two processes"])
 def served(
     request: pytest.FixtureRequest, app_loop: str, static_folder: Path, certificates: Certificates
 ) -> Served:
     """Opens a client session to the application, wherever that runs."""
+    if request.param == "tls in C" and app_loop != "tloop":
+        pytest.skip("a TLSContext is for tloop's loops")
+    contexts = {"tls": certificates.server, "tls in C": certificates.core_server}
 
     @asynccontextmanager
     async def opened() -> AsyncIterator[aiohttp.ClientSession]:
@@ -76,8 +79,9 @@ def served(
             async with program(app_loop, static_folder) as (_, url), session(url) as http:
                 yield http
         else:
-            tls = certificates if request.param == "tls" else None
-            async with serving(static_folder, tls) as url, session(url, tls) as http:
+            context = contexts[request.param]() if request.param in contexts else None
+            tls = certificates if context else None
+            async with serving(static_folder, context) as url, session(url, tls) as http:
                 yield http
 
     return opened

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+import shutil
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -29,6 +31,7 @@ from websockets.exceptions import ConnectionClosed
 
 # httptools has no wheel for PyPy.
 PARSERS = ["h11"] if sys.implementation.name == "pypy" else ["httptools", "h11"]
+CURL = shutil.which("curl")
 LOOPS = {"tloop": "tloop_py:new_event_loop", "asyncio": "asyncio"}
 
 
@@ -224,6 +227,45 @@ async def test_tls(app_loop: str, certificates: Certificates) -> None:
             assert (await http.post("/upload", content=block_stream(20))).text == digest_of(20)
         server.end()
         assert not COMPLAINT.search(server.output)
+
+
+CORE_TLS = """
+import sys, uvicorn
+from appkit import Certificates
+key, chain, root = sys.argv[1:]
+certificates = Certificates.__new__(Certificates)
+certificates.key, certificates.chain, certificates.root = key, chain, root
+config = uvicorn.Config("starlette_app:app", port=0, loop="tloop_py:new_event_loop")
+config.load()
+config.ssl = certificates.core_server()
+uvicorn.Server(config).run()
+"""
+
+
+@pytest.mark.skipif(CURL is None, reason="needs the curl command")
+async def test_tls_in_c(app_loop: str, certificates: Certificates) -> None:
+    """A TLSContext of our own instead of the files that uvicorn would load."""
+    if app_loop != "tloop":
+        pytest.skip("a TLSContext is for tloop's loops")
+    files = [str(path) for path in (certificates.key, certificates.chain, certificates.root)]
+    trust = certificates.client()
+    with python_program("-c", CORE_TLS, *files) as server:
+        port = server.expect(r"Uvicorn running on https://127\.0\.0\.1:(\d+)")[1]
+        url = f"https://127.0.0.1:{port}"
+        async with httpx.AsyncClient(base_url=url, verify=trust) as http:
+            assert (await http.get("/")).text == "hello, world"
+            assert (await http.post("/upload", content=block_stream(20))).text == digest_of(20)
+        for options, expected in ((["--cacert", files[2]], "hello, world"), ([], "")):
+            shown = await asyncio.to_thread(curl, url, *options)
+            assert shown == expected  # nothing of a server that it does not trust
+        server.end()
+        assert not COMPLAINT.search(server.output)
+
+
+def curl(url: str, *options: str) -> str:
+    assert CURL
+    command = [CURL, "--silent", "--max-time", "20", *options, url]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False).stdout
 
 
 def ended_by(how: signal.Signals) -> int:

@@ -38,9 +38,9 @@ def port_of(server: Server) -> int:
     return port
 
 
-@pytest.fixture(params=["tcp", "tls", "unix"])
+@pytest.fixture(params=["tcp", "tls", "tls in C", "unix"])
 def connected(
-    request: pytest.FixtureRequest, certificates: Certificates, tmp_path: Path
+    request: pytest.FixtureRequest, app_loop: str, certificates: Certificates, tmp_path: Path
 ) -> Connected:
     """Opens a connection to an echo server on the same loop."""
 
@@ -52,13 +52,18 @@ def connected(
                 yield client
 
     @asynccontextmanager
-    async def tls(**options: Any) -> AsyncIterator[ClientConnection]:
-        context = certificates.server()
-        async with serve(echo, "127.0.0.1", 0, ssl=context, **PATIENT) as server:
+    async def tls(
+        server_tls: Any = certificates.server, client_tls: Any = certificates.client, **options: Any
+    ) -> AsyncIterator[ClientConnection]:
+        async with serve(echo, "127.0.0.1", 0, ssl=server_tls(), **PATIENT) as server:
             url = f"wss://127.0.0.1:{port_of(server)}"
-            context = certificates.client()
-            async with connect(url, max_size=None, ssl=context, **options) as client:
+            async with connect(url, max_size=None, ssl=client_tls(), **options) as client:
                 yield client
+
+    def core_tls(**options: Any) -> AbstractAsyncContextManager[ClientConnection]:
+        if app_loop != "tloop":
+            pytest.skip("a TLSContext is for tloop's loops")
+        return tls(certificates.core_server, certificates.core_client, **options)
 
     @asynccontextmanager
     async def unix(**options: Any) -> AsyncIterator[ClientConnection]:
@@ -69,7 +74,7 @@ def connected(
         ):
             yield client
 
-    ways: dict[str, Connected] = {"tcp": tcp, "tls": tls, "unix": unix}
+    ways: dict[str, Connected] = {"tcp": tcp, "tls": tls, "tls in C": core_tls, "unix": unix}
     return ways[request.param]
 
 
