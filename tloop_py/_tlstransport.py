@@ -97,7 +97,8 @@ class TLSTransport(StreamTransport):
         """Ask sni_callback, which may call _use. Is the client welcome?"""
         try:
             context = self._tls.context
-            return self._context.run(callback, self._tls, name or None, context) is None
+            answer = self._context.run(callback, self._tls, name or None, context)
+            return answer is None and not self._conn_lost  # it may have aborted
         except (SystemExit, KeyboardInterrupt) as exc:
             self._loop.call_soon(_raise, exc)  # nothing can pass through the C core
         except BaseException as exc:
