@@ -1,8 +1,8 @@
 """Make tests/tls/cases: certificates that are good, and one for each way of being bad.
 
 Kept in the repository as those of make_certificates.py are, whose helpers this borrows. Each file
-has a key and the chain; `authority.pem` vouches for all but `stranger.pem`, and `crl.pem` revokes
-`revoked.pem`.
+has a key and the chain; `authority.pem` vouches for all but `stranger.pem` and `rich.pem`, and
+`crl.pem` revokes `revoked.pem`.
 """
 
 from __future__ import annotations
@@ -118,6 +118,73 @@ def save_revoked(root: Issuer) -> None:
     (CASES / "crl.pem").write_bytes(signed.public_bytes(Encoding.PEM))
 
 
+def save_rich() -> None:
+    """Everything that is shown of a certificate, see ../test_x509.py; nobody verifies it."""
+    root = Issuer("somebody else")
+    oid, key = x509.NameOID, new_key()
+    kinds = x509.name._ASN1Type
+    subject = x509.Name(
+        [
+            x509.RelativeDistinguishedName([x509.NameAttribute(oid.COUNTRY_NAME, "DE")]),
+            x509.RelativeDistinguishedName(
+                [
+                    x509.NameAttribute(oid.ORGANIZATION_NAME, "B\u00fccher", kinds.BMPString),
+                    x509.NameAttribute(oid.ORGANIZATIONAL_UNIT_NAME, "\u00c4", kinds.T61String),
+                ]
+            ),
+            x509.RelativeDistinguishedName([x509.NameAttribute(oid.EMAIL_ADDRESS, "a@b.example")]),
+            x509.RelativeDistinguishedName(
+                [x509.NameAttribute(x509.ObjectIdentifier("2.999.1234567"), "unknown")]
+            ),
+            x509.RelativeDistinguishedName([x509.NameAttribute(oid.COMMON_NAME, "\u2603")]),
+        ]
+    )
+    names = [
+        *NAMES,
+        x509.RFC822Name("mail@server.example"),
+        x509.UniformResourceIdentifier("https://server.example/"),
+        x509.DirectoryName(subject),
+        x509.RegisteredID(x509.ObjectIdentifier("2.999.7.16384")),
+        x509.OtherName(x509.ObjectIdentifier("1.2.3.4"), b"\x0c\x01x"),
+        x509.IPAddress(ipaddress.ip_address("2001:db8::abcd")),
+    ]
+    access = x509.AuthorityInformationAccessOID
+    since, until = datetime(1999, 2, 3, 4, 5, 6, tzinfo=UTC), datetime(2051, 1, 1, tzinfo=UTC)
+    certificate = (
+        base(subject, root.name, key, since, until)
+        .add_extension(x509.SubjectAlternativeName(names), critical=True)
+        .add_extension(
+            x509.AuthorityInformationAccess(
+                [
+                    x509.AccessDescription(method, x509.UniformResourceIdentifier(uri))
+                    for method, uri in (
+                        (access.OCSP, "http://ocsp.example"),
+                        (access.CA_ISSUERS, "http://ca.example/ca.der"),
+                        (access.OCSP, "http://ocsp2.example"),
+                    )
+                ]
+            ),
+            critical=False,
+        )
+        .add_extension(
+            x509.CRLDistributionPoints(
+                [
+                    x509.DistributionPoint(
+                        [x509.UniformResourceIdentifier("http://crl.example/1"), NAMES[0]],
+                        None,
+                        None,
+                        None,
+                    ),
+                    x509.DistributionPoint(None, None, None, [NAMES[0]]),
+                ]
+            ),
+            critical=False,
+        )
+        .sign(root.key, hashes.SHA256())
+    )
+    save("rich", None, certificate)
+
+
 def make() -> None:
     CASES.mkdir(exist_ok=True)
     root = Issuer("tloop test root")
@@ -126,6 +193,7 @@ def make() -> None:
     save_revoked(root)
     between, key = Issuer("tloop test intermediate", root), new_key()
     save("chain", key, between.vouch(key, [SERVER, CLIENT]), between.certificate)
+    save_rich()
     save("stranger", key, Issuer("somebody else").vouch(key, [SERVER, CLIENT]))
 
 
