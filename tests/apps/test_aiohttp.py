@@ -210,7 +210,7 @@ async def test_unix_socket(static_folder: Path, tmp_path: Path) -> None:
 async def test_wrong_certificate_is_refused(
     static_folder: Path, certificates: Certificates
 ) -> None:
-    async with serving(static_folder, certificates) as url:
+    async with serving(static_folder, certificates.server()) as url:
         async with aiohttp.ClientSession() as http:
             with pytest.raises(aiohttp.ClientConnectorCertificateError):
                 await http.get(url)
