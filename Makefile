@@ -154,14 +154,14 @@ test-stdlib: module $(VENV)/test.stamp
 soak: module $(VENV)/test.stamp
 	@$(py) -m tests.soak $(SOAK)
 
-# The same binding and tests on every CPython that this machine has.
+# The same binding and tests on every CPython that this machine has, but for those `tested` already.
 test-all:
 	@failed=; \
 	while read -r version python; do \
 	  echo "== CPython $$version"; \
 	  $(MAKE) PYTHON=$$python VENV=$(VENVS)/$$version test-interpreter </dev/null \
 	    || failed="$$failed $$version"; \
-	done <<< "$$($(PYTHON) .ci/pythons.py)"; \
+	done <<< "$$($(PYTHON) .ci/pythons.py $(tested))"; \
 	[ -z "$$failed" ] || { echo "failed on CPython$$failed" >&2; exit 1; }
 
 .PHONY: test-interpreter

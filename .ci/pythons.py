@@ -1,9 +1,13 @@
-"""Print one CPython per minor version that tloop supports, as `3.12 /path/to/python` lines."""
+"""Print one CPython per minor version that tloop supports, as `3.12 /path/to/python` lines.
+
+Arguments are minor versions to leave out.
+"""
 
 from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 MINORS = range(11, 20)
@@ -40,4 +44,5 @@ def find() -> dict[str, str]:
 
 if __name__ == "__main__":
     for version, path in find().items():
-        print(version, path)
+        if version not in sys.argv[1:]:
+            print(version, path)
