@@ -7,11 +7,12 @@ import platform
 import sys
 
 import harness
-from harness import Contender, Row
+from harness import Contender
+from rows import Row
 
 SECONDS = 1.5
-ECHO = Row("protocol")
-HTTP = Row("http")
+ECHO = Row.parse("protocol")
+HTTP = Row.parse("http")
 # The first of each list is what is being shown, asyncio what it is compared with; "primed" is what
 # asyncio can do once glibc keeps freed memory, which tloop sees to by itself (bench/README.md).
 ECHO_CONTENDERS = ("tloop.h", "tloop", "uvloop", "asyncio+primed", "asyncio")

@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,10 +21,13 @@ import servers
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from rows import Row
+
 ROOT = Path(__file__).resolve().parent.parent
 SERVERS = ROOT / "bench" / "servers.py"
-LOAD = ROOT / "build" / "bench" / "load"
-C_ECHO = ROOT / "build" / "examples" / "echo"
+BUILD = ROOT / "build" / "bench"
+LOAD = BUILD / "load"
+MBEDTLS = ROOT / "build" / "mbedtls.flags"  # what the compiler needs, made by `make`
 
 _CORES = sorted(os.sched_getaffinity(0))
 SERVER_CORE = _CORES[0]
@@ -35,63 +39,106 @@ class BenchError(Exception):
 
 
 @dataclass(frozen=True)
-class Row:
-    """What is served, and how it is asked: ``[unix-]mode[:size[:connections]]``."""
-
-    mode: str
-    size: int = 1024
-    connections: int = 50
-    unix: bool = False
-
-    @classmethod
-    def parse(cls, text: str, connections: int = 50) -> Row:
-        name, *numbers = text.split(":")
-        mode = name.removeprefix("unix-")
-        if mode not in servers.SERVE or not all(map(str.isdigit, numbers)) or len(numbers) > 2:
-            raise BenchError(f"not a row: {text!r}; modes are {', '.join(servers.SERVE)}")
-        size, connections = [*map(int, numbers), *[cls.size, connections][len(numbers) :]]
-        return cls(mode, size, connections, mode != name)
-
-    def __str__(self) -> str:
-        size = "" if self.mode == "http" else f" {self.size} B"
-        return f"{'unix ' * self.unix}{self.mode}{size} x {self.connections}"
-
-
-@dataclass(frozen=True)
 class Contender:
-    """A loop on some interpreter, or the C echo server; ``+primed`` primes the allocator first."""
+    """A loop on some interpreter, or a C program; ``+primed`` primes the allocator first, and
+    ``+mbedtls`` has TLS rows served by a ``TLSContext``."""
 
     name: str
     python: str = sys.executable
 
     @property
     def loop(self) -> str:
-        return self.name.removesuffix("+primed")
+        return self.name.partition("+")[0]
 
-    @property
-    def native(self) -> bool:
-        return self.loop == "tloop.h"
-
-    def probe(self) -> dict[str, str]:
+    def probe(self) -> dict[str, Any]:
         """Give the installed ``version``, or the ``error`` for which it cannot run."""
-        if self.native:
-            return {"version": "C"} if C_ECHO.exists() else {"error": f"no {C_ECHO.name} program"}
+        if self.loop in PROGRAMS:
+            return PROGRAMS[self.loop].build()
         argv = [self.python, str(SERVERS), "protocol", self.loop, "--probe"]
         done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=30)
         if done.returncode:
             return {"error": done.stderr.strip().rpartition("\n")[2]}
-        versions: dict[str, str] = json.loads(done.stdout)
+        versions: dict[str, Any] = json.loads(done.stdout)
         return versions
 
     def serves(self, row: Row) -> bool:
-        return not self.native or (row.mode == "protocol" and not row.unix)
+        """Is there such a server? Whether it works is seen when it is measured."""
+        if self.loop in PROGRAMS:
+            kind = row.kind
+            return (kind.server, kind.tls, kind.unix) == (
+                "protocol",
+                PROGRAMS[self.loop].tls,
+                False,
+            )
+        return row.kind.tls or "+mbedtls" not in self.name
 
-    def command(self, row: Row, path: str) -> list[str]:
-        if self.native:
-            return [str(C_ECHO), "0"]
-        argv = [self.python, str(SERVERS), row.mode, self.loop]
-        argv += ["--unix", path] * row.unix
-        return argv + ["--prime"] * self.name.endswith("+primed")
+    def command(self, row: Row, folder: str) -> list[str]:
+        if self.loop in PROGRAMS:
+            return PROGRAMS[self.loop].command
+        kind = row.kind
+        argv = [self.python, str(SERVERS), kind.server, self.loop]
+        argv += ["--tls", "mbedtls" if "+mbedtls" in self.name else "ssl"] * kind.tls
+        argv += ["--unix", f"{folder}/server"] * (kind.unix or kind.server == "pipes")
+        argv += ["--file", str(body_of(row))] * kind.file
+        return argv + ["--prime"] * ("+primed" in self.name)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A server in C, which shows what can be reached."""
+
+    source: str
+    arguments: tuple[str, ...] = ()
+    libraries: tuple[str, ...] = ()
+    tls: bool = False
+
+    @property
+    def path(self) -> Path:
+        return BUILD / Path(self.source).stem
+
+    @property
+    def command(self) -> list[str]:
+        return [str(self.path), *self.arguments]
+
+    def build(self) -> dict[str, Any]:
+        flags = MBEDTLS.read_text().split() if self.tls and MBEDTLS.exists() else ()
+        if compile_c(self.source, *self.libraries, *flags):
+            return {"version": "C"}
+        return {"error": f"{self.source} does not compile here"}
+
+
+PROGRAMS = {
+    "epoll": Program("bench/echo_epoll.c"),
+    "libuv": Program("bench/echo_libuv.c", (), ("-luv",)),
+    "tloop.h": Program("examples/echo.c", ("0",)),
+    "tloop_tls.h": Program("examples/tls_echo.c", ("0", str(servers.CERTIFICATE)), tls=True),
+}
+
+
+def compile_c(source: str, *flags: str) -> bool:
+    """Compile a program of one file into ``build/bench``, unless that is done."""
+    program = BUILD / Path(source).stem
+    inputs = [ROOT / source, ROOT / "tloop.h", ROOT / "tloop_tls.h"]
+    if program.exists() and program.stat().st_mtime >= max(i.stat().st_mtime for i in inputs):
+        return True
+    BUILD.mkdir(parents=True, exist_ok=True)
+    compiler = os.environ.get("CC", "cc").split()
+    argv = [*compiler, "-std=c11", "-O2", f"-I{ROOT}", source, *flags, "-o", str(program)]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, check=False)
+    return done.returncode == 0
+
+
+def body_of(row: Row) -> Path | None:
+    """The file that holds what the server has to reply, where that is not an echo."""
+    kind = row.kind
+    if not kind.file and kind.body is None:
+        return None
+    path = BUILD / (f"{row.size}.bytes" if kind.file else f"{row.name}.body")
+    size = row.size if kind.file else len(kind.body or b"")
+    if not path.exists() or path.stat().st_size != size:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(os.urandom(size) if kind.body is None else kind.body)
+    return path
 
 
 def pin(core: int) -> Callable[[], None]:
@@ -99,34 +146,19 @@ def pin(core: int) -> Callable[[], None]:
 
 
 def build_load() -> None:
-    """Compile the load generator unless ``make`` has done so."""
-    source = ROOT / "bench" / "load.c"
-    if LOAD.exists() and LOAD.stat().st_mtime >= source.stat().st_mtime:
-        return
-    LOAD.parent.mkdir(parents=True, exist_ok=True)
-    compile_it = [os.environ.get("CC", "cc"), "-std=c11", "-O2", str(source), "-o", str(LOAD)]
-    with_tls = [*compile_it, "-DLOAD_TLS", "-lssl", "-lcrypto"]
-    # Without OpenSSL's headers only the rows of TLS cannot be measured.
-    if subprocess.run(with_tls, stderr=subprocess.DEVNULL, check=False).returncode:
-        subprocess.run(compile_it, check=True)
-
-
-def _target(line: str) -> str:
-    """Turn ``ready 4711``, ``ready /path`` or ``listening on 127.0.0.1:4711`` into an address."""
-    address = line.split()[-1] if line.split() else ""
-    if address.startswith("/"):
-        return f"unix:{address}"
-    port = address.rpartition(":")[2]
-    if not port.isdigit():
-        raise BenchError(f"instead of its port the server printed {line!r}")
-    return f"127.0.0.1:{port}"
+    """Compile the load generator; without OpenSSL's headers, rows of TLS cannot be measured."""
+    if not compile_c("bench/load.c", "-DLOAD_TLS", "-lssl", "-lcrypto"):
+        compile_c("bench/load.c")
 
 
 def report_of(argv: Sequence[str], core: int, what: str, timeout: float) -> dict[str, Any]:
     """Run a program on a core and return the JSON that it prints."""
-    done = subprocess.run(
-        argv, capture_output=True, text=True, check=False, timeout=timeout, preexec_fn=pin(core)
-    )
+    try:
+        done = subprocess.run(
+            argv, capture_output=True, text=True, check=False, timeout=timeout, preexec_fn=pin(core)
+        )
+    except subprocess.TimeoutExpired:
+        raise BenchError(f"{what}: not done after {timeout} s") from None
     if done.returncode:
         raise BenchError(f"{what}: {done.stderr.strip()}")
     report: dict[str, Any] = json.loads(done.stdout)
@@ -136,14 +168,20 @@ def report_of(argv: Sequence[str], core: int, what: str, timeout: float) -> dict
 @contextlib.contextmanager
 def running(contender: Contender, row: Row) -> Iterator[tuple[int, str]]:
     """Run a fresh server on its own core; give its process id and address."""
-    with tempfile.TemporaryDirectory() as folder:
-        argv = contender.command(row, f"{folder}/server")
+    with tempfile.TemporaryDirectory() as folder, open(f"{folder}/errors", "w+") as errors:
+        argv = contender.command(row, folder)
         with subprocess.Popen(
-            argv, stdout=subprocess.PIPE, text=True, preexec_fn=pin(SERVER_CORE)
+            argv, stdout=subprocess.PIPE, stderr=errors, text=True, preexec_fn=pin(SERVER_CORE)
         ) as server:
             assert server.stdout is not None
             try:
-                yield server.pid, _target(server.stdout.readline())
+                line = server.stdout.readline().split()  # "ready ADDRESS", "listening on ADDRESS"
+                if not line:
+                    errors.seek(0)
+                    reason = errors.read().strip().rpartition("\n")[2]
+                    raise BenchError(f"{contender.name}, {row}: {reason or 'does not start'}")
+                threading.Thread(target=server.stdout.read, daemon=True).start()  # never blocks it
+                yield server.pid, line[-1]
             finally:
                 server.kill()
 
@@ -151,17 +189,17 @@ def running(contender: Contender, row: Row) -> Iterator[tuple[int, str]]:
 def measure(contender: Contender, row: Row, seconds: float, warmup: float = 0.3) -> dict[str, Any]:
     """Drive one fresh server and return what the load generator reports."""
     with running(contender, row) as (pid, target):
-        kind = row.mode.partition("-")[0]
-        mode = kind if kind in ("http", "tls") else "echo"
-        argv = [str(LOAD), "-m", mode, "-p", str(pid)]
-        argv += ["-c", str(row.connections), "-s", str(row.size)]
+        argv = [str(LOAD), *row.kind.load, "-p", str(pid), "-c", str(row.connections)]
+        argv += ["-s", str(row.size)] * bool(row.size)
+        if body := body_of(row):
+            argv += ["-b", str(body)]
         argv += ["-t", str(seconds), "-w", str(warmup), target]
         return report_of(argv, LOAD_CORE, f"{contender.name}, {row}", seconds + warmup + 30)
 
 
 def available(
     names: Sequence[str], python: str = sys.executable
-) -> tuple[dict[str, Contender], dict[str, dict[str, str]]]:
+) -> tuple[dict[str, Contender], dict[str, dict[str, Any]]]:
     """Return the contenders that can run here and the version of every one asked for."""
     contenders = {name: Contender(name, python) for name in names}
     versions = {name: contender.probe() for name, contender in contenders.items()}
@@ -204,7 +242,7 @@ def machine() -> dict[str, Any]:
 
 def save(name: str, report: dict[str, Any]) -> None:
     """Keep every sample, and where it is from, in ``build/bench/<name>.json``."""
-    path = ROOT / "build" / "bench" / f"{name}.json"
+    path = BUILD / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"machine": machine(), **report}, indent=1))
     print(f"\nall samples: {path.relative_to(ROOT)}")
@@ -216,10 +254,15 @@ def progress(text: str) -> None:
         print(f"\r{text}\033[K", end="", file=sys.stderr, flush=True)
 
 
-def print_absent(versions: dict[str, dict[str, str]]) -> None:
+def print_absent(
+    versions: dict[str, dict[str, Any]], failures: dict[str, dict[str, str]] | None = None
+) -> None:
+    """Say which contenders are not there, and which failed at a row."""
     lines = [f"  {name}: {v['error']}" for name, v in versions.items() if "error" in v]
+    for reasons in (failures or {}).values():
+        lines += [f"  {reason}" for reason in reasons.values()]
     if lines:
-        print("\nnot measured:", *lines, sep="\n")
+        print("not measured:", *lines, sep="\n")
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

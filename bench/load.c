@@ -1,13 +1,20 @@
 // Closed-loop load generator: N connections, each with one request in flight, in one epoll thread.
 //
-//   load [-m echo|http|tls] [-c connections] [-s bytes] [-t seconds] [-w warm-up seconds]
-//        [-p server pid] [-g /path] HOST:PORT | unix:PATH
+//   load [options] HOST:PORT | unix:PATH | fifo:PREFIX
 //
-// Prints one line of JSON. Every byte echoed during the warm-up is compared with what was sent.
-// With -p the server's CPU clock is read at both ends of the measured window: the cost of a request
-// as the kernel counted it, which does not depend on how fast this client happens to be.
+//   -m MODE  echo (default); http: GET; flood: datagrams without end to a server that counts them
+//   -T       within TLS 1.3, of any certificate (needs -DLOAD_TLS -lssl -lcrypto to build)
+//   -u       datagrams instead of a stream
+//   -n       a new connection for each request: connect, ask, close, wait for the server's close
+//   -r       with -T and -n: resume the session of the connection before
+//   -c N     connections; -i N: as many more, which ask once and then stay idle
+//   -s N     bytes of a message; -g PATH: what http gets; -b FILE: what the reply's body has to be
+//   -t, -w   seconds to measure, and to warm up before
+//   -p PID   of the server: its CPU time is read at both ends of the measured window, the cost of
+//            a request as the kernel counted it, however fast this client happens to be
 //
-// Mode tls is an echo within TLS 1.3, of any certificate; it takes -DLOAD_TLS -lssl to build.
+// Prints one line of JSON. Every byte of a reply during the warm-up is compared. The connection of
+// fifo:PREFIX writes to PREFIX.in and reads from PREFIX.out.
 
 #define _GNU_SOURCE
 #include <errno.h>
@@ -15,6 +22,8 @@
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -22,7 +31,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
@@ -37,16 +49,18 @@ enum {
   HEAD_MAX = 4096,      // longest HTTP response head that is accepted
   RECV_MAX = 256 * 1024,
   SHIFTS = 4096,      // distinct starting points of a message in the random pool
-  STALL_SECONDS = 10, // a connection without its first reply by then is an error
+  STALL_SECONDS = 10, // a request without its reply by then is an error
   SUB_BITS = 6,       // histogram: 64 steps per power of two, so within 1.6 %
   BUCKETS = 64 << SUB_BITS,
 };
 
 typedef struct conn {
-  int fd;
+  int fd, out; // out: where to write, the same but for FIFOs
 #ifdef LOAD_TLS
   SSL *ssl;
+  SSL_SESSION *session; // of the last ticket
 #endif
+  bool leaving;    // we have closed our side, and wait for the server's
   const char *msg; // the request in flight
   size_t sent, got;
   size_t want; // length of the reply; 0 while an HTTP head is incomplete
@@ -57,14 +71,16 @@ typedef struct conn {
 } conn;
 
 typedef struct options {
-  bool http, tls;
-  size_t connections, size;
+  const char *mode;
+  bool http, tls, udp, fresh, resume;
+  size_t connections, idle, size;
   double seconds, warmup;
   pid_t pid;
-  const char *path, *target;
+  const char *path, *body, *target;
 } options;
 
 static options opt = {
+    .mode = "echo",
     .connections = 50,
     .size = 1024,
     .seconds = 2,
@@ -73,10 +89,12 @@ static options opt = {
 };
 static int epoll_fd;
 static conn *conns;
-static char *pool; // echo: random bytes; http: the request
+static char *pool;       // echo: random bytes; http: the request
+static const char *body; // http: what is expected, if that is known
+static size_t body_size;
 static char inbox[RECV_MAX];
-static bool verifying = true;
-static size_t answered; // connections that have had a reply
+static bool verifying = true, running;
+static size_t in_flight; // requests
 static uint64_t requests, verified;
 static uint64_t histogram[BUCKETS];
 
@@ -135,12 +153,40 @@ static double quantile_us(double q) {
 #ifdef LOAD_TLS
 static SSL_CTX *tls_context;
 
+static int tls_ticket(SSL *ssl, SSL_SESSION *session) {
+  conn *c = SSL_get_app_data(ssl);
+  SSL_SESSION_free(c->session);
+  c->session = session;
+  return 1; // keeps the reference
+}
+
+static void tls_init(void) {
+  tls_context = SSL_CTX_new(TLS_client_method());
+  // The same cipher from every server: what is compared is not their taste.
+  if (!tls_context || !SSL_CTX_set_min_proto_version(tls_context, TLS1_3_VERSION) ||
+      !SSL_CTX_set_ciphersuites(tls_context, "TLS_AES_256_GCM_SHA384"))
+    die("OpenSSL without TLS 1.3");
+  SSL_CTX_set_mode(tls_context,
+                   SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
+  if (!opt.resume) return;
+  SSL_CTX_set_session_cache_mode(tls_context, SSL_SESS_CACHE_CLIENT | SSL_SESS_CACHE_NO_INTERNAL);
+  SSL_CTX_sess_set_new_cb(tls_context, tls_ticket);
+}
+
 static void tls_open(conn *c) {
-  if (!tls_context) tls_context = SSL_CTX_new(TLS_client_method());
-  c->ssl = tls_context ? SSL_new(tls_context) : NULL;
-  if (!c->ssl || !SSL_set_fd(c->ssl, c->fd) || SSL_connect(c->ssl) != 1)
-    die("TLS handshake failed");
-  SSL_set_mode(c->ssl, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
+  if (!tls_context) tls_init();
+  c->ssl = SSL_new(tls_context);
+  if (!c->ssl || !SSL_set_fd(c->ssl, c->fd)) die("OpenSSL is out of memory");
+  SSL_set_app_data(c->ssl, c);
+  if (c->session) SSL_set_session(c->ssl, c->session);
+  SSL_set_connect_state(c->ssl); // the first write brings the handshake
+}
+
+static void tls_leave(conn *c) {
+  if (opt.resume && !verifying && !SSL_session_reused(c->ssl)) die("a session was not resumed");
+  SSL_shutdown(c->ssl);
+  SSL_free(c->ssl);
+  c->ssl = NULL;
 }
 
 static ssize_t tls_result(const conn *c, int n) {
@@ -152,13 +198,13 @@ static ssize_t tls_result(const conn *c, int n) {
 }
 
 static ssize_t bytes_out(const conn *c, const char *data, size_t n) {
-  if (opt.tls) return tls_result(c, SSL_write(c->ssl, data, (int)n));
-  return send(c->fd, data, n, MSG_NOSIGNAL);
+  if (c->ssl) return tls_result(c, SSL_write(c->ssl, data, (int)n));
+  return write(c->out, data, n);
 }
 
 static ssize_t bytes_in(const conn *c, char *data, size_t n) {
-  if (opt.tls) return tls_result(c, SSL_read(c->ssl, data, (int)n));
-  return recv(c->fd, data, n, 0);
+  if (c->ssl) return tls_result(c, SSL_read(c->ssl, data, (int)n));
+  return read(c->fd, data, n);
 }
 #else
 static void tls_open(conn *c) {
@@ -166,12 +212,84 @@ static void tls_open(conn *c) {
   die("built without TLS");
 }
 
+static void tls_leave(conn *c) { (void)c; }
+
 static ssize_t bytes_out(const conn *c, const char *data, size_t n) {
-  return send(c->fd, data, n, MSG_NOSIGNAL);
+  return write(c->out, data, n);
 }
 
-static ssize_t bytes_in(const conn *c, char *data, size_t n) { return recv(c->fd, data, n, 0); }
+static ssize_t bytes_in(const conn *c, char *data, size_t n) { return read(c->fd, data, n); }
 #endif
+
+// --- connections ---
+
+// A connection in progress is none that fails: the first write waits for it.
+static void connect_to(int fd, const struct sockaddr *address, socklen_t length) {
+  if (fd < 0 || (connect(fd, address, length) < 0 && errno != EINPROGRESS))
+    die("connect %s: %s", opt.target, strerror(errno));
+}
+
+static int connect_unix(const char *path) {
+  struct sockaddr_un address = {.sun_family = AF_UNIX};
+  if (strlen(path) >= sizeof address.sun_path) die("path too long: %s", path);
+  memcpy(address.sun_path, path, strlen(path));
+  int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  connect_to(fd, (struct sockaddr *)&address, sizeof address);
+  return fd;
+}
+
+static struct addrinfo *resolve(const char *target) {
+  const char *colon = strrchr(target, ':');
+  if (!colon) die("%s is not HOST:PORT", target);
+  char host[256];
+  snprintf(host, sizeof host, "%.*s", (int)(colon - target), target);
+  struct addrinfo *found, hints = {.ai_socktype = opt.udp ? SOCK_DGRAM : SOCK_STREAM};
+  int rc = getaddrinfo(host, colon + 1, &hints, &found);
+  if (rc) die("%s: %s", target, gai_strerror(rc));
+  return found;
+}
+
+static int connect_ip(const char *target) {
+  static struct addrinfo *to;
+  if (!to) to = resolve(target);
+  int fd = socket(to->ai_family, to->ai_socktype | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  connect_to(fd, to->ai_addr, to->ai_addrlen);
+  if (!opt.udp) setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int));
+  return fd;
+}
+
+static int open_fifo(const char *prefix, const char *end, int flags) {
+  char path[4096];
+  snprintf(path, sizeof path, "%s%s", prefix, end);
+  int fd = open(path, flags | O_NONBLOCK | O_CLOEXEC);
+  if (fd < 0) die("open %s: %s", path, strerror(errno));
+  return fd;
+}
+
+static void watch(conn *c, int fd, uint32_t events) {
+  struct epoll_event event = {.events = events | EPOLLET, .data.ptr = c};
+  if (epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0) die("epoll_ctl: %s", strerror(errno));
+}
+
+static void conn_open(conn *c) {
+  if (strncmp(opt.target, "fifo:", 5) == 0) {
+    c->fd = open_fifo(opt.target + 5, ".out", O_RDONLY);
+    c->out = open_fifo(opt.target + 5, ".in", O_WRONLY);
+    watch(c, c->fd, EPOLLIN);
+    watch(c, c->out, EPOLLOUT);
+    return;
+  }
+  bool is_unix = strncmp(opt.target, "unix:", 5) == 0;
+  c->fd = c->out = is_unix ? connect_unix(opt.target + 5) : connect_ip(opt.target);
+  if (opt.tls) tls_open(c);
+  watch(c, c->fd, EPOLLIN | EPOLLOUT);
+}
+
+static void conn_leave(conn *c) {
+  c->leaving = true;
+  if (opt.tls) tls_leave(c);
+  shutdown(c->fd, SHUT_WR);
+}
 
 // --- one request ---
 
@@ -189,19 +307,28 @@ static void send_more(conn *c) {
 
 static void request_start(conn *c, uint64_t now) {
   // Each message starts elsewhere in the pool, so a stale or foreign echo cannot pass as right.
-  if (!opt.http) c->msg = pool + ((size_t)(c - conns) * 31 + c->requests * 17) % SHIFTS;
+  c->msg = opt.http ? pool : pool + ((size_t)(c - conns) * 31 + c->requests * 17) % SHIFTS;
   c->sent = c->got = c->head_len = 0;
   c->want = opt.http ? 0 : opt.size;
   c->start_ns = now;
+  c->leaving = false;
+  in_flight++;
+  if (opt.fresh) conn_open(c);
   send_more(c);
 }
 
 static void request_finish(conn *c) {
   uint64_t now = now_ns();
-  if (c->requests++ == 0) answered++;
+  c->requests++;
+  in_flight--;
   requests++;
   histogram[bucket_of(now - c->start_ns)]++;
-  request_start(c, now);
+  if (running && c < conns + opt.connections) request_start(c, now);
+}
+
+static void left(conn *c) {
+  close(c->fd);
+  request_finish(c);
 }
 
 static void check_echo(const conn *c, size_t n) {
@@ -209,6 +336,17 @@ static void check_echo(const conn *c, size_t n) {
   if (!verifying) return;
   if (memcmp(inbox, c->msg + c->got, n) != 0) die("echoed bytes differ from those sent");
   verified += n;
+}
+
+static void check_body(const conn *c, size_t n) {
+  if (!verifying || !body) return;
+  if (c->want < body_size || c->got + n > c->want)
+    die("a body longer or shorter than %s", opt.body);
+  size_t start = c->want - body_size, skip = c->got < start ? start - c->got : 0;
+  if (skip >= n) return;
+  if (memcmp(inbox + skip, body + c->got + skip - start, n - skip) != 0)
+    die("a body other than %s", opt.body);
+  verified += n - skip;
 }
 
 static void parse_head(conn *c, size_t n) {
@@ -226,21 +364,32 @@ static void parse_head(conn *c, size_t n) {
 }
 
 static void received(conn *c, size_t n) {
-  if (!opt.http)
+  if (opt.http) {
+    if (c->want == 0) parse_head(c, n);
+    if (c->want) check_body(c, n);
+  } else {
     check_echo(c, n);
-  else if (c->want == 0)
-    parse_head(c, n);
+  }
   c->got += n;
   if (c->want && c->got > c->want) die("reply longer than announced");
-  if (c->want && c->got == c->want) request_finish(c);
+  if (!c->want || c->got < c->want) return;
+  if (opt.fresh)
+    conn_leave(c);
+  else
+    request_finish(c);
 }
 
 static void receive_more(conn *c) {
   for (;;) {
     ssize_t n = bytes_in(c, inbox, sizeof inbox);
-    if (n == 0) die("server closed the connection");
     if (n < 0 && errno == EINTR) continue;
     if (n < 0 && errno == EAGAIN) return;
+    if (c->leaving && n > 0) continue;
+    if (c->leaving) { // or reset, by a server that had more to say
+      left(c);
+      return;
+    }
+    if (n == 0) die("server closed the connection");
     if (n < 0) die("recv: %s", strerror(errno));
     received(c, (size_t)n);
     // Drained: the next bytes raise a new edge. TLS hands over one record at a time.
@@ -248,45 +397,21 @@ static void receive_more(conn *c) {
   }
 }
 
-// --- connections ---
+// --- what is said ---
 
-static int connect_unix(const char *path) {
-  struct sockaddr_un address = {.sun_family = AF_UNIX};
-  if (strlen(path) >= sizeof address.sun_path) die("path too long: %s", path);
-  memcpy(address.sun_path, path, strlen(path));
-  int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof address) < 0)
-    die("connect %s: %s", path, strerror(errno));
-  return fd;
-}
-
-static int connect_tcp(const char *target) {
-  const char *colon = strrchr(target, ':');
-  if (!colon) die("%s is not HOST:PORT", target);
-  char host[256];
-  snprintf(host, sizeof host, "%.*s", (int)(colon - target), target);
-  struct addrinfo *found, hints = {.ai_socktype = SOCK_STREAM};
-  int rc = getaddrinfo(host, colon + 1, &hints, &found);
-  if (rc) die("%s: %s", target, gai_strerror(rc));
-  int fd = socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  if (fd < 0 || connect(fd, found->ai_addr, found->ai_addrlen) < 0)
-    die("connect %s: %s", target, strerror(errno));
-  freeaddrinfo(found);
-  setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int));
-  return fd;
-}
-
-static void conn_open(conn *c) {
-  c->fd = strncmp(opt.target, "unix:", 5) ? connect_tcp(opt.target) : connect_unix(opt.target + 5);
-  c->msg = pool;
-  if (opt.http) c->head = allocate(1, HEAD_MAX);
-  if (opt.tls) tls_open(c);
-  struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLET, .data.ptr = c};
-  if (fcntl(c->fd, F_SETFL, O_NONBLOCK) < 0) die("O_NONBLOCK: %s", strerror(errno));
-  if (epoll_ctl(epoll_fd, EPOLL_CTL_ADD, c->fd, &event) < 0) die("epoll_ctl: %s", strerror(errno));
+static void body_map(void) {
+  struct stat status;
+  int fd = open(opt.body, O_RDONLY | O_CLOEXEC);
+  if (fd < 0 || fstat(fd, &status) < 0) die("%s: %s", opt.body, strerror(errno));
+  body_size = (size_t)status.st_size;
+  void *map = mmap(NULL, body_size, PROT_READ, MAP_PRIVATE, fd, 0);
+  if (map == MAP_FAILED) die("mmap %s: %s", opt.body, strerror(errno));
+  body = map;
+  close(fd);
 }
 
 static void pool_fill(void) {
+  if (opt.body) body_map();
   if (opt.http) {
     if (asprintf(&pool, "GET %s HTTP/1.1\r\nHost: bench\r\n\r\n", opt.path) < 0)
       die("out of memory");
@@ -318,83 +443,191 @@ static void step(uint64_t deadline) {
   }
 }
 
-static void warm_up(void) {
-  uint64_t start = now_ns(), limit = start + STALL_SECONDS * 1000000000ull;
-  uint64_t end = start + (uint64_t)(opt.warmup * 1e9);
-  for (size_t i = 0; i < opt.connections; i++) request_start(&conns[i], now_ns());
-  while (now_ns() < end || answered < opt.connections) {
-    step(answered < opt.connections ? limit : end);
-    if (now_ns() > limit && answered < opt.connections)
-      die("%zu of %zu connections without an answer", opt.connections - answered, opt.connections);
+static uint64_t seconds_from_now(double seconds) { return now_ns() + (uint64_t)(seconds * 1e9); }
+
+static void await_replies(void) {
+  uint64_t limit = seconds_from_now(STALL_SECONDS);
+  while (in_flight) {
+    step(limit);
+    if (now_ns() > limit) die("%zu requests without a reply", in_flight);
   }
 }
 
-static void measure(void) {
+// Resident set of the server in bytes. Not from statm, which is off by hundreds of pages.
+static double resident(void) {
+  char path[64], line[256];
+  unsigned long kilobytes = 0;
+  snprintf(path, sizeof path, "/proc/%d/smaps_rollup", (int)opt.pid);
+  FILE *file = fopen(path, "r");
+  if (!file) die("%s: %s", path, strerror(errno));
+  while (fgets(line, sizeof line, file) && sscanf(line, "Rss: %lu", &kilobytes) != 1) {
+  }
+  fclose(file);
+  return (double)kilobytes * 1024;
+}
+
+// Bytes of the server's memory per connection that has asked once and is idle since.
+static double open_idle(void) {
+  double before = resident();
+  for (size_t i = opt.connections; i < opt.connections + opt.idle; i++) {
+    conn_open(&conns[i]);
+    request_start(&conns[i], now_ns());
+    await_replies();
+  }
+  return (resident() - before) / (double)opt.idle;
+}
+
+typedef struct window {
+  uint64_t wall, own, server;
+} window;
+
+static window window_now(void) {
   clockid_t server = CLOCK_PROCESS_CPUTIME_ID;
   if (opt.pid && clock_getcpuclockid(opt.pid, &server)) die("no process %d", (int)opt.pid);
+  return (window){now_ns(), clock_ns(CLOCK_PROCESS_CPUTIME_ID), clock_ns(server)};
+}
+
+static void report(window from, window to) {
+  double seconds = (double)(to.wall - from.wall) / 1e9, n = (double)requests;
+  double own = (double)(to.own - from.own) / 1e9, server = (double)(to.server - from.server) / 1e9;
+  if (!requests) die("no reply in %.1f s", opt.seconds);
+  printf("{\"mode\": \"%s\", \"connections\": %zu, \"size\": %zu, \"requests\": %llu, ", opt.mode,
+         opt.connections, opt.size, (unsigned long long)requests);
+  printf("\"seconds\": %.3f, \"rps\": %.1f, \"load_busy\": %.3f, ", seconds, n / seconds,
+         own / seconds);
+  if (opt.pid)
+    printf("\"cpu_us_per_request\": %.3f, \"server_busy\": %.3f, ", server * 1e6 / n,
+           server / seconds);
+}
+
+// Ends when no request is left, so that a window holds whole requests, however long they take.
+static void run(double seconds) {
+  uint64_t end = seconds_from_now(seconds);
+  running = true;
+  for (size_t i = 0; i < opt.connections; i++) {
+    if (!opt.fresh && !conns[i].fd) conn_open(&conns[i]);
+    request_start(&conns[i], now_ns());
+  }
+  while (now_ns() < end) step(end);
+  running = false;
+  await_replies();
+}
+
+static void measure_requests(void) {
+  double rss = 0;
+  run(opt.warmup);
+  if (opt.idle) rss = open_idle();
   verifying = false;
   requests = 0;
   memset(histogram, 0, sizeof histogram);
-  uint64_t own = clock_ns(CLOCK_PROCESS_CPUTIME_ID), cpu = clock_ns(server), start = now_ns();
-  uint64_t deadline = start + (uint64_t)(opt.seconds * 1e9), end;
-  while ((end = now_ns()) < deadline) step(deadline);
-  cpu = clock_ns(server) - cpu;
-  own = clock_ns(CLOCK_PROCESS_CPUTIME_ID) - own;
-  if (!requests) die("no reply in %.1f s", opt.seconds);
-
-  double seconds = (double)(end - start) / 1e9, n = (double)requests;
-  printf("{\"mode\": \"%s\", \"connections\": %zu, \"size\": %zu, \"requests\": %llu, ",
-         opt.http  ? "http"
-         : opt.tls ? "tls"
-                   : "echo",
-         opt.connections, opt.size, (unsigned long long)requests);
-  printf("\"seconds\": %.3f, \"rps\": %.1f, ", seconds, n / seconds);
-  if (opt.pid)
-    printf("\"cpu_us_per_request\": %.3f, \"server_busy\": %.3f, ", (double)cpu / 1e3 / n,
-           (double)cpu / 1e9 / seconds);
-  printf("\"load_busy\": %.3f, \"p50_us\": %.1f, \"p99_us\": %.1f, \"p999_us\": %.1f, ",
-         (double)own / 1e9 / seconds, quantile_us(0.5), quantile_us(0.99), quantile_us(0.999));
+  window from = window_now();
+  run(opt.seconds);
+  report(from, window_now());
+  if (opt.idle) printf("\"rss_per_idle\": %.0f, ", rss);
+  printf("\"p50_us\": %.1f, \"p99_us\": %.1f, \"p999_us\": %.1f, ", quantile_us(0.5),
+         quantile_us(0.99), quantile_us(0.999));
   printf("\"verified_bytes\": %llu}\n", (unsigned long long)verified);
+}
+
+// --- flood: a server that counts datagrams, and tells the number to whoever sends one byte ---
+
+static uint64_t flood_count(int fd) {
+  char text[32];
+  for (int tries = 0; tries < 100; tries++) {
+    struct pollfd wait = {.fd = fd, .events = POLLIN};
+    if (send(fd, "?", 1, 0) < 0 && errno != EAGAIN) die("send: %s", strerror(errno));
+    if (poll(&wait, 1, 100) <= 0) continue; // lost in the flood
+    ssize_t n = recv(fd, text, sizeof text - 1, 0);
+    if (n <= 0) continue;
+    text[n] = 0;
+    return strtoull(text, NULL, 10);
+  }
+  die("the server does not tell how many datagrams came");
+}
+
+static uint64_t flood_send(int fd, double seconds) {
+  enum { BATCH = 64 };
+  struct iovec part = {.iov_base = pool, .iov_len = opt.size};
+  struct mmsghdr batch[BATCH] = {0};
+  for (int i = 0; i < BATCH; i++)
+    batch[i].msg_hdr = (struct msghdr){.msg_iov = &part, .msg_iovlen = 1};
+  uint64_t sent = 0, deadline = seconds_from_now(seconds);
+  while (now_ns() < deadline) {
+    int n = sendmmsg(fd, batch, BATCH, 0);
+    if (n > 0) sent += (uint64_t)n;
+  }
+  return sent;
+}
+
+static void measure_flood(void) {
+  int fd = connect_ip(opt.target);
+  flood_send(fd, opt.warmup);
+  uint64_t before = flood_count(fd);
+  window from = window_now();
+  uint64_t sent = flood_send(fd, opt.seconds);
+  requests = flood_count(fd) - before;
+  report(from, window_now());
+  printf("\"lost\": %.3f}\n", 1 - (double)requests / (double)sent);
 }
 
 static _Noreturn void usage(void) {
   fputs(
-      "usage: load [-m echo|http|tls] [-c connections] [-s bytes] [-t seconds] [-w warm-up]\n"
-      "            [-p server-pid] [-g /path] HOST:PORT | unix:PATH\n",
+      "usage: load [-m echo|http|flood] [-T] [-u] [-n] [-r] [-c connections] [-i idle] [-s bytes]\n"
+      "            [-g /path] [-b body] [-t seconds] [-w warm-up] [-p server-pid]\n"
+      "            HOST:PORT | unix:PATH | fifo:PREFIX\n",
       stderr);
   exit(2);
 }
 
 static void parse_options(int argc, char **argv) {
-  for (int o; (o = getopt(argc, argv, "m:c:s:t:w:p:g:")) != -1;) {
+  for (int o; (o = getopt(argc, argv, "m:Tunrc:i:s:g:b:t:w:p:")) != -1;) {
     switch (o) {
-      case 'm':
-        opt.http = strcmp(optarg, "http") == 0;
-        opt.tls = strcmp(optarg, "tls") == 0;
-        if (!opt.http && !opt.tls && strcmp(optarg, "echo") != 0) usage();
-        break;
+      case 'm': opt.mode = optarg; break;
+      case 'T': opt.tls = true; break;
+      case 'u': opt.udp = true; break;
+      case 'n': opt.fresh = true; break;
+      case 'r': opt.resume = true; break;
       case 'c': opt.connections = strtoul(optarg, NULL, 10); break;
+      case 'i': opt.idle = strtoul(optarg, NULL, 10); break;
       case 's': opt.size = strtoul(optarg, NULL, 10); break;
+      case 'g': opt.path = optarg; break;
+      case 'b': opt.body = optarg; break;
       case 't': opt.seconds = strtod(optarg, NULL); break;
       case 'w': opt.warmup = strtod(optarg, NULL); break;
       case 'p': opt.pid = (pid_t)strtol(optarg, NULL, 10); break;
-      case 'g': opt.path = optarg; break;
       default: usage();
     }
   }
+  opt.http = strcmp(opt.mode, "http") == 0;
+  bool flood = strcmp(opt.mode, "flood") == 0;
+  if (!opt.http && !flood && strcmp(opt.mode, "echo") != 0) usage();
   if (optind + 1 != argc || !opt.connections || !(opt.seconds > 0)) usage();
-  if (!opt.size || opt.size > SIZE_LIMIT) usage();
+  if (!opt.size || opt.size > SIZE_LIMIT || (opt.idle && !opt.pid)) usage();
+  opt.udp |= flood;
   opt.target = argv[optind];
+}
+
+// As many descriptors as we may have.
+static void raise_limit(void) {
+  struct rlimit files;
+  if (getrlimit(RLIMIT_NOFILE, &files) < 0) return;
+  files.rlim_cur = files.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &files);
 }
 
 int main(int argc, char **argv) {
   parse_options(argc, argv);
+  signal(SIGPIPE, SIG_IGN); // writing tells
+  raise_limit();
   pool_fill();
   epoll_fd = epoll_create1(EPOLL_CLOEXEC);
   if (epoll_fd < 0) die("epoll_create1: %s", strerror(errno));
-  conns = allocate(opt.connections, sizeof *conns);
-  for (size_t i = 0; i < opt.connections; i++) conn_open(&conns[i]);
-  warm_up();
-  measure();
+  conns = allocate(opt.connections + opt.idle, sizeof *conns);
+  if (opt.http)
+    for (size_t i = 0; i < opt.connections + opt.idle; i++) conns[i].head = allocate(1, HEAD_MAX);
+  if (strcmp(opt.mode, "flood") == 0)
+    measure_flood();
+  else
+    measure_requests();
   return 0;
 }

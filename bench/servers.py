@@ -1,7 +1,7 @@
-"""One benchmark server: ``servers.py MODE LOOP [--prime] [--unix PATH]``.
+"""One benchmark server: ``servers.py MODE LOOP [--tls ENGINE] [--prime] [--unix PATH]``.
 
-Listens on a free loopback port (or a Unix socket), prints ``ready <port or path>`` and serves until
-it is killed. ``--probe`` only says which version of LOOP this interpreter has.
+Listens on a free loopback port (or a Unix socket), prints ``ready <address>``, as ``load.c`` takes
+it, and serves until it is killed. ``--probe`` only says which version of LOOP this interpreter has.
 """
 
 from __future__ import annotations
@@ -12,13 +12,18 @@ import contextlib
 import ctypes
 import importlib
 import importlib.metadata
+import importlib.util
 import json
+import os
 import platform
+import resource
 import signal
 import socket
 import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+
+import rows
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -29,13 +34,11 @@ if TYPE_CHECKING:
 CHUNK = 100 * 1024
 BACKLOG = 1024
 
+CERTIFICATE = Path(__file__).parent.parent / "tests" / "tls" / "server.pem"
 MODULES = {"tloop": "tloop_py"}  # every other loop is named like its module
 
-BODY = b"Hello from an asyncio server\n"
-RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n%s" % (
-    len(BODY),
-    BODY,
-)
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n"
+RESPONSE = HEAD % len(rows.HELLO) + rows.HELLO
 NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
 BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
@@ -52,6 +55,16 @@ class Echo(Connection, asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.transport.write(data)
+
+
+class PipeEcho(asyncio.Protocol):
+    """What comes from one pipe goes into another."""
+
+    def __init__(self, writer: asyncio.WriteTransport) -> None:
+        self.writer = writer
+
+    def data_received(self, data: bytes) -> None:
+        self.writer.write(data)
 
 
 class BufferedEcho(Connection, asyncio.BufferedProtocol):
@@ -93,6 +106,61 @@ class Http(Connection, asyncio.Protocol):
             self.transport.close()
 
 
+class FileServer(Connection, asyncio.Protocol):
+    """Answers every request with one file."""
+
+    def __init__(self, path: str) -> None:
+        self.file = Path(path)
+        self.writable = asyncio.Event()
+        self.writable.set()
+
+    def data_received(self, data: bytes) -> None:
+        self.task = asyncio.ensure_future(self.answer())
+
+    def pause_writing(self) -> None:
+        self.writable.clear()
+
+    def resume_writing(self) -> None:
+        self.writable.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.writable.set()
+
+    async def answer(self) -> None:
+        loop = asyncio.get_running_loop()
+        with self.file.open("rb") as file, contextlib.suppress(ConnectionError):
+            self.transport.write(HEAD % os.stat(file.fileno()).st_size)
+            try:
+                await loop.sendfile(self.transport, file)
+            except NotImplementedError:  # uvloop; this is what its users do instead
+                await self.copy(file)
+
+    async def copy(self, file: Any) -> None:
+        while (data := file.read(CHUNK)) and not self.transport.is_closing():
+            self.transport.write(data)
+            await self.writable.wait()
+
+
+class DatagramEcho(asyncio.DatagramProtocol):
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def datagram_received(self, data: bytes, address: Any) -> None:
+        self.transport.sendto(data, address)
+
+
+class DatagramCount(DatagramEcho):
+    """Counts datagrams, and tells the number to whoever sends a single byte."""
+
+    count = 0
+
+    def datagram_received(self, data: bytes, address: Any) -> None:
+        if len(data) == 1:
+            self.transport.sendto(b"%d" % self.count, address)
+        else:
+            self.count += 1
+
+
 async def echo_stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     with contextlib.suppress(ConnectionError):  # the client just leaves when it has measured
         while data := await reader.read(CHUNK):
@@ -108,42 +176,53 @@ async def echo_socket(sock: socket.socket) -> None:
             await loop.sock_sendall(sock, data)
 
 
-def tls_context() -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(Path(__file__).parent.parent / "tests" / "tls" / "server.pem")
+def tls_context(engine: str | None) -> ssl.SSLContext | None:
+    """A server's context: of the interpreter's OpenSSL, or of mbedTLS in tloop's C core."""
+    if engine is None:
+        return None
+    kind = importlib.import_module("tloop_py").TLSContext if engine == "mbedtls" else ssl.SSLContext
+    context: ssl.SSLContext = kind(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTIFICATE)
     return context
 
 
-def listener(path: str | None) -> socket.socket:
+def listener(path: str | None) -> tuple[socket.socket, str]:
+    """A listening socket, and its address for the client."""
     if path is None:
-        return socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
+        sock = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
+        return sock, "{}:{}".format(*sock.getsockname())
     sock = socket.socket(socket.AF_UNIX)
     sock.bind(path)
     sock.listen(BACKLOG)
-    return sock
+    return sock, f"unix:{path}"
 
 
-async def serve_protocol(
-    sock: socket.socket, factory: Callable[[], Any], tls: ssl.SSLContext | None = None
-) -> None:
+def ready(address: str) -> None:
+    print(f"ready {address}", flush=True)  # connections made from here on wait in the backlog
+
+
+async def serve_protocol(args: argparse.Namespace, factory: Callable[[], Any]) -> None:
     loop = asyncio.get_running_loop()
-    if sock.family == socket.AF_UNIX:
-        server = await loop.create_unix_server(factory, sock=sock, backlog=BACKLOG, ssl=tls)
-    else:
-        server = await loop.create_server(factory, sock=sock, backlog=BACKLOG, ssl=tls)
+    sock, address = listener(args.unix)
+    create: Any = loop.create_unix_server if args.unix else loop.create_server
+    server = await create(factory, sock=sock, backlog=BACKLOG, ssl=tls_context(args.tls))
+    ready(address)
     await server.serve_forever()
 
 
-async def serve_streams(sock: socket.socket, tls: ssl.SSLContext | None = None) -> None:
-    unix = sock.family == socket.AF_UNIX
-    start = asyncio.start_unix_server if unix else asyncio.start_server
-    server = await start(echo_stream, sock=sock, backlog=BACKLOG, ssl=tls)
+async def serve_streams(args: argparse.Namespace) -> None:
+    sock, address = listener(args.unix)
+    start: Any = asyncio.start_unix_server if args.unix else asyncio.start_server
+    server = await start(echo_stream, sock=sock, backlog=BACKLOG, ssl=tls_context(args.tls))
+    ready(address)
     await server.serve_forever()
 
 
-async def serve_raw(sock: socket.socket) -> None:
+async def serve_raw(args: argparse.Namespace) -> None:
     loop = asyncio.get_running_loop()
+    sock, address = listener(args.unix)
     sock.setblocking(False)
+    ready(address)
     async with asyncio.TaskGroup() as connections:
         while True:
             peer, _ = await loop.sock_accept(sock)
@@ -152,23 +231,79 @@ async def serve_raw(sock: socket.socket) -> None:
             connections.create_task(echo_socket(peer))
 
 
-SERVE: dict[str, Callable[[socket.socket], Awaitable[None]]] = {
-    "protocol": lambda sock: serve_protocol(sock, Echo),
-    "buffered": lambda sock: serve_protocol(sock, BufferedEcho),
-    "http": lambda sock: serve_protocol(sock, Http),
+async def serve_datagrams(factory: Callable[[], Any]) -> None:
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.create_datagram_endpoint(factory, ("127.0.0.1", 0))
+    ready("{}:{}".format(*transport.get_extra_info("sockname")))
+    await loop.create_future()
+
+
+def open_fifo(path: str, flags: int) -> Any:
+    os.mkfifo(path)
+    os.open(path, os.O_RDWR)  # stays: opening an end waits for nobody, and no end is the last one
+    return open(os.open(path, flags), "rb" if flags == os.O_RDONLY else "wb", buffering=0)
+
+
+async def serve_pipes(args: argparse.Namespace) -> None:
+    """Echo from PATH.in to PATH.out."""
+    loop = asyncio.get_running_loop()
+    source, target = (
+        open_fifo(f"{args.unix}.in", os.O_RDONLY),
+        open_fifo(f"{args.unix}.out", os.O_WRONLY),
+    )
+    writer, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, target)
+    await loop.connect_read_pipe(lambda: PipeEcho(writer), source)
+    ready(f"fifo:{args.unix}")
+    await loop.create_future()
+
+
+async def serve_uvicorn(args: argparse.Namespace, body: bytes, kind: bytes) -> None:
+    import uvicorn
+
+    start = {"type": "http.response.start", "status": 200}
+    start["headers"] = [(b"content-type", kind), (b"content-length", b"%d" % len(body))]
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(start)
+        await send({"type": "http.response.body", "body": body})
+
+    config = uvicorn.Config(app, http="httptools", lifespan="off", ws="none", access_log=False)
+    config.log_level = "warning"
+    sock, address = listener(args.unix)
+    ready(address)
+    await uvicorn.Server(config).serve([sock])
+
+
+async def serve_aiohttp(args: argparse.Namespace) -> None:
+    from aiohttp import web
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(body=rows.HELLO)
+
+    app = web.Application()
+    app.router.add_get("/", answer)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    sock, address = listener(args.unix)
+    await web.SockSite(runner, sock).start()
+    ready(address)
+    await asyncio.get_running_loop().create_future()
+
+
+SERVE: dict[str, Callable[[argparse.Namespace], Awaitable[None]]] = {
+    "protocol": lambda args: serve_protocol(args, Echo),
+    "buffered": lambda args: serve_protocol(args, BufferedEcho),
+    "http": lambda args: serve_protocol(args, Http),
+    "file": lambda args: serve_protocol(args, lambda: FileServer(args.file)),
     "streams": serve_streams,
     "raw": serve_raw,
-    "tls": lambda sock: serve_protocol(sock, Echo, tls_context()),
-    "tls-buffered": lambda sock: serve_protocol(sock, BufferedEcho, tls_context()),
-    "tls-streams": lambda sock: serve_streams(sock, tls_context()),
+    "udp": lambda args: serve_datagrams(DatagramEcho),
+    "udp-count": lambda args: serve_datagrams(DatagramCount),
+    "pipes": serve_pipes,
+    "uvicorn": lambda args: serve_uvicorn(args, rows.HELLO, b"text/plain"),
+    "uvicorn-json": lambda args: serve_uvicorn(args, rows.JSON, b"application/json"),
+    "aiohttp": serve_aiohttp,
 }
-
-
-async def serve(mode: str, path: str | None) -> None:
-    sock = listener(path)
-    address = sock.getsockname() if path else sock.getsockname()[1]
-    print(f"ready {address}", flush=True)  # connections made from here on wait in the backlog
-    await SERVE[mode](sock)
 
 
 def prime_allocator() -> None:
@@ -186,20 +321,25 @@ def loop_module(name: str) -> ModuleType:
     return importlib.import_module(MODULES.get(name, name))
 
 
-def probe(name: str) -> dict[str, str]:
+def probe(name: str) -> dict[str, Any]:
+    """The versions of a loop and of its interpreter, and which packages of the rows it has."""
     module = loop_module(name)
     version = getattr(module, "__version__", None)
     if version is None and name != "asyncio":
         version = importlib.metadata.version(module.__name__)
     python = f"{platform.python_implementation()} {platform.python_version()}"
-    return {"python": python, "version": version or "(standard library)"}
+    needed = {package for kind in rows.KINDS.values() for package in kind.needs}
+    packages = sorted(package for package in needed if importlib.util.find_spec(package))
+    return {"python": python, "version": version or "(standard library)", "packages": packages}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="one benchmark server process")
     parser.add_argument("mode", choices=SERVE)
     parser.add_argument("loop", help="asyncio, uvloop, tloop or any module with new_event_loop()")
+    parser.add_argument("--tls", choices=("ssl", "mbedtls"), help="serve TLS, by this engine")
     parser.add_argument("--unix", metavar="PATH", help="listen there instead of on a TCP port")
+    parser.add_argument("--file", metavar="PATH", help="what mode `file` sends")
     parser.add_argument("--prime", action="store_true", help="prime glibc's allocator first")
     parser.add_argument("--probe", action="store_true", help="print the loop's version and exit")
     parser.add_argument("--lifetime", type=int, default=120, help="end after so many seconds")
@@ -208,10 +348,12 @@ def main() -> None:
         print(json.dumps(probe(args.loop)))
         return
     signal.alarm(args.lifetime)  # never outlive a parent that was killed
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     if args.prime:
         prime_allocator()
     with asyncio.Runner(loop_factory=loop_module(args.loop).new_event_loop) as runner:
-        runner.run(serve(args.mode, args.unix))
+        runner.run(SERVE[args.mode](args))
 
 
 if __name__ == "__main__":
