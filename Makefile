@@ -30,12 +30,13 @@ stdlib = $(limit) $(py) -m tests.stdlib.run
 pip = $(VENV)/bin/pip --quiet --disable-pip-version-check --no-input
 
 c_programs := $(patsubst examples/%.c,build/examples/%,$(wildcard examples/*.c))
-c_sources := $(wildcard tloop.h tloop_tls.h examples/*.[ch] bench/*.[ch] tests/c/*.[ch])
+c_sources := $(wildcard tloop.h tloop_tls.h \
+  $(foreach folder,examples bench tests/c tests/interop,$(folder)/*.[ch]))
 # What the compiler needs for mbedTLS, one word per line; empty when there is none.
 tls := build/mbedtls.flags
 
 .PHONY: all demo soak test test-fast test-all test-next test-pypy
-.PHONY: test-c test-py test-apps test-stdlib test-once
+.PHONY: test-c test-py test-apps test-interop test-stdlib test-once interop
 .PHONY: asan tsan lint lint-cdef lint-python lint-types lint-format lint-c format
 .PHONY: bench examples module mbedtls tools clean
 .DELETE_ON_ERROR:
@@ -116,7 +117,7 @@ bench: module examples $(VENV)/bench.stamp
 
 # -- tests -----------------------------------------------------------------------------------------
 
-test: test-c test-once test-py test-apps test-stdlib
+test: test-c test-once test-py test-apps test-interop test-stdlib
 
 test-fast: module $(VENV)/test.stamp
 	@TLOOP_TEST_LOOPS=tloop $(pytest) $(behaviour) $(once) -m "not slow"
@@ -142,6 +143,24 @@ test-py: module $(VENV)/test.stamp
 	@TLOOP_TEST_LOOPS=tloop TLOOP_BACKEND=dummy $(pytest) $(virtual) -m "not real and not slow"
 	@echo "all in debug mode, but for the slow ones, which measure scale or compare every call"
 	@TLOOP_TEST_LOOPS=tloop PYTHONASYNCIODEBUG=1 $(pytest) $(behaviour) -m "not slow"
+
+# TLS in C with other people's; what is not installed is skipped. `make interop` tests 64 MiB with
+# every combination.
+interop_parts := module $(VENV)/interop.stamp build/interop/peer build/interop/go_peer
+test-interop: $(interop_parts)
+	@[ ! -s $(tls) ] || $(pytest) tests/interop -m "not slow"
+
+interop: $(interop_parts)
+	@[ ! -s $(tls) ] || $(pytest) tests/interop
+
+build/interop/peer: tests/interop/peer.c tloop.h tloop_tls.h $(tls)
+	@mkdir -p $(@D)
+	@[ ! -s $(tls) ] || $(CC) $(strict) $(CFLAGS) -I. $< $$(cat $(tls)) -pthread -o $@
+
+build/interop/go_peer: tests/interop/go_peer.go
+	@mkdir -p $(@D)
+	@if command -v go >/dev/null; then go build -o $@ $<; \
+	else echo "without Go's TLS: apt-get install golang-go"; fi
 
 test-apps: module $(VENV)/apps.stamp
 	@$(pytest) tests/apps
