@@ -7,6 +7,8 @@ VENV ?= .venv
 VENVS ?= .venvs
 # Which tests, for one interpreter: make test-py PYTEST="-k timers -x"
 PYTEST ?=
+# How long each fuzzer runs, all at once: make fuzz FUZZ_SECONDS=60
+FUZZ_SECONDS ?= 1800
 # How to soak: make soak SOAK="--seconds 60 --seed 7"
 SOAK ?=
 
@@ -31,12 +33,12 @@ pip = $(VENV)/bin/pip --quiet --disable-pip-version-check --no-input
 
 c_programs := $(patsubst examples/%.c,build/examples/%,$(wildcard examples/*.c))
 c_sources := $(wildcard tloop.h tloop_tls.h \
-  $(foreach folder,examples bench tests/c tests/interop,$(folder)/*.[ch]))
+  $(foreach folder,examples bench tests/c tests/fuzz tests/interop,$(folder)/*.[ch]))
 # What the compiler needs for mbedTLS, one word per line; empty when there is none.
 tls := build/mbedtls.flags
 
 .PHONY: all demo soak test test-fast test-all test-next test-pypy
-.PHONY: test-c test-py test-apps test-interop test-stdlib test-once interop
+.PHONY: test-c test-py test-apps test-interop test-stdlib test-once interop fuzz fuzz-short
 .PHONY: asan tsan lint lint-cdef lint-python lint-types lint-format lint-c format
 .PHONY: bench examples module mbedtls tools clean
 .DELETE_ON_ERROR:
@@ -161,6 +163,13 @@ build/interop/go_peer: tests/interop/go_peer.go
 	@mkdir -p $(@D)
 	@if command -v go >/dev/null; then go build -o $@ $<; \
 	else echo "without Go's TLS: apt-get install golang-go"; fi
+
+# Half an hour each; what is found goes to build/fuzz (tests/fuzz/Makefile).
+fuzz:
+	@$(MAKE) -C tests/fuzz run SECONDS=$(FUZZ_SECONDS)
+
+fuzz-short:
+	@$(MAKE) -C tests/fuzz run SECONDS=15
 
 test-apps: module $(VENV)/apps.stamp
 	@$(pytest) tests/apps
