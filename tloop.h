@@ -49,7 +49,7 @@
      TL_REALLOC(p, n)                                                       realloc
      TL_FREE(p)                                                             free
      TL_ASSERT(x)       checks of internal invariants                       nothing
-     TL_ARENA_BYTES     bytes received per tick and per receive             262144
+     TL_ARENA_BYTES     bytes received per tick and per receive             524288
      TL_CHUNK_BYTES     size of one block of a write queue                  16384
      TL_NO_EPOLL, TL_NO_POLL, TL_NO_DUMMY   leave a backend out             -
 
@@ -711,7 +711,7 @@ TL_API int tl_dummy_ready(tl_loop *loop, int fd, int mask);
 #define TL_ASSERT(x) ((void)0)
 #endif
 #ifndef TL_ARENA_BYTES
-#define TL_ARENA_BYTES 262144
+#define TL_ARENA_BYTES 524288
 #endif
 #ifndef TL_CHUNK_BYTES
 #define TL_CHUNK_BYTES 16384

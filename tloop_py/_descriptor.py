@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     Turns = collections.deque[asyncio.Future[None]]
 
+_DATA = READ | WRITE  # an edge tells of the room, too
+
 
 class Descriptor(EventReceiver):
     """What a loop knows of one file descriptor."""
@@ -132,6 +134,12 @@ class Descriptor(EventReceiver):
                 self.watch()
 
     def _event(self, kind: int, mask: int, offset: int) -> None:
+        if mask == _DATA and self._edge and not (self.writes or self.reader or self.writer):
+            # What all that follows comes to when data has arrived for a sock_recv: 0.2 us of 10.
+            self.readable = self.writable = True
+            if self.reads:
+                _wake(self.reads)
+            return
         if mask & HUP:
             self.hup = True
         if self.errors:

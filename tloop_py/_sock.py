@@ -265,7 +265,9 @@ class SockMixin(BaseLoop):
 
     async def sock_recv(self, sock: socket.socket, n: int) -> bytes:
         """Receive up to n bytes; b"" at end of file."""
-        entry = self._known(sock)
+        entry = self._descriptors.get(sock.fileno())
+        if entry is None or entry.sock is None or entry.sock() is not sock or self._debug:
+            entry = self._known(sock)  # which looks at the same first
         if entry is None or (not entry.reads and (entry.readable or not _can_wait(n))):
             try:
                 data = sock.recv(n)
@@ -275,6 +277,23 @@ class SockMixin(BaseLoop):
                 if entry is not None:
                     entry.received(len(data), n)
                 return data
+        elif not entry.reads and entry.mask & EDGE and self._edge:
+            # What _in_turn does for one that waits alone, without its frames: 0.7 us of 10.
+            reads = entry.reads
+            turn = self.create_future()
+            reads.append(turn)
+            try:
+                await turn
+                if not entry.gone:
+                    data = sock.recv(n)
+                    entry.received(len(data), n)
+                    return data
+            except _WOULD_BLOCK:
+                entry.would_block(READ)
+            finally:
+                reads.popleft()  # its own: others have come later
+                if reads:
+                    entry.left(READ, reads)
         return await self._in_turn(sock, READ, sock.recv, n)
 
     async def sock_recv_into(self, sock: socket.socket, buf: Any) -> int:
@@ -315,7 +334,9 @@ class SockMixin(BaseLoop):
 
     async def sock_sendall(self, sock: socket.socket, data: Any) -> None:
         """Send all of data. After an exception nobody knows how much was sent."""
-        entry = self._known(sock)
+        entry = self._descriptors.get(sock.fileno())
+        if entry is None or entry.sock is None or entry.sock() is not sock or self._debug:
+            entry = self._known(sock)
         first = entry is None or not entry.writes
         sent = 0
         if first:

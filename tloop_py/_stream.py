@@ -9,6 +9,7 @@ import logging
 import socket
 from asyncio import constants, protocols
 from asyncio.exceptions import SendfileNotAvailableError
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from tloop_py import _addr
@@ -274,17 +275,19 @@ class StreamTransport(Transport, asyncio.Transport):
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Send; what the kernel does not take at once is copied. Never blocks."""
         outbox = self._outbox
-        kind = type(data)
-        if (kind is bytes or kind is bytearray) and outbox.is_open and not self._write_barred:
-            pending = self._pending + len(data)
-            if pending <= SMALL:
-                if data:
-                    self._pending = pending
-                    outbox.transports.append(self)
-                    outbox.parts.append(bytes(data))  # of bytes: the same object
-                    if len(outbox.parts) == BATCH:
-                        outbox.flush()
-                return
+        if outbox.is_open and not self._write_barred:
+            if type(data) is not bytes:
+                data = _small_copy(data)
+            if type(data) is bytes:
+                pending = self._pending + len(data)
+                if pending <= SMALL:
+                    if data:
+                        self._pending = pending
+                        outbox.transports.append(self)
+                        outbox.parts.append(data)
+                        if len(outbox.parts) == BATCH:
+                            outbox.flush()
+                    return
         self._write_now(self._check_write(data))
 
     def _write_now(self, data: bytes | bytearray | memoryview) -> None:
@@ -452,3 +455,10 @@ class StreamTransport(Transport, asyncio.Transport):
         if self._lent is not None:  # sendfile fails now, instead of keeping the connection open
             with contextlib.suppress(OSError):
                 self._lent.shutdown(socket.SHUT_RDWR)
+
+
+def _small_copy(data: Any) -> Any:
+    """The bytes of a buffer that may wait in the outbox, where it must not change; others as is."""
+    kind = type(data)
+    size = data.nbytes if kind is memoryview else len(data) if kind is bytearray else inf
+    return bytes(data) if size <= SMALL else data
