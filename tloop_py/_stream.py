@@ -27,6 +27,8 @@ _logger = logging.getLogger("asyncio")
 
 _write = lib.tl_stream_write  # looking it up through `lib` costs 40 ns a time
 _recv = lib.tl_stream_recv
+_from_buffer = ffi.from_buffer
+_release = ffi.release
 _CHARS = ffi.typeof("char[]")
 _EAGAIN = -errno.EAGAIN
 _READ_FAILED = "Fatal read error on socket transport"
@@ -209,7 +211,7 @@ class StreamTransport(Transport, asyncio.Transport):
         data = self._held.pop(0) if self._held else memoryview(b"")  # get_buffer() may have closed
         size = min(len(lent), len(data))
         ffi.memmove(lent, data, size)
-        ffi.release(lent)
+        _release(lent)
         if size < len(data):
             self._held.insert(0, data[size:])
         if size:
@@ -220,7 +222,7 @@ class StreamTransport(Transport, asyncio.Transport):
         if lent is None:
             return
         n = _recv(self._c, self._handle, lent, len(lent))
-        ffi.release(lent)
+        _release(lent)
         if n > 0:
             self._buffer_updated(n)
         elif n == 0:
@@ -240,7 +242,7 @@ class StreamTransport(Transport, asyncio.Transport):
             self._fatal_error(exc, "Fatal error: protocol.get_buffer() call failed.")
             return None
         try:
-            return ffi.from_buffer(_CHARS, buf, True)  # by position: half of the time
+            return _from_buffer(_CHARS, buf, True)  # by position: half of the time
         except (TypeError, ValueError, BufferError):
             kind = type(buf).__name__
             failure = TypeError(
