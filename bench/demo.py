@@ -7,6 +7,7 @@ import platform
 import sys
 
 import harness
+import rounds
 from harness import Contender
 from rows import Row
 
@@ -45,7 +46,7 @@ def compare(title: str, row: Row, names: tuple[str, ...]) -> None:
         figures = [f"{report[key]:,.0f}" for key in ("rps", "p50_us", "p99_us")]
         figures.insert(1, f"{report['rps'] / rps:.2f}")
         lines.append([LABELS[name], *figures, f"{report['cpu_us_per_request']:.1f}"])
-    print(f"\n{harness.table(lines)}", flush=True)
+    print(f"\n{rounds.table(lines)}", flush=True)
 
 
 def main() -> None:
@@ -64,5 +65,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except harness.BenchError as error:
+    except rounds.BenchError as error:
         sys.exit(f"demo: {error}")

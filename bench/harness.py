@@ -1,12 +1,10 @@
-"""What the benchmark programs share: cores, servers, the load generator, contenders, tables."""
+"""Contenders, their servers and the load generator: processes of their own, on their own cores."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -17,25 +15,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import servers
+from rounds import BUILD, ROOT, BenchError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from rows import Row
 
-ROOT = Path(__file__).resolve().parent.parent
 SERVERS = ROOT / "bench" / "servers.py"
-BUILD = ROOT / "build" / "bench"
 LOAD = BUILD / "load"
 MBEDTLS = ROOT / "build" / "mbedtls.flags"  # what the compiler needs, made by `make`
 
 _CORES = sorted(os.sched_getaffinity(0))
 SERVER_CORE = _CORES[0]
 LOAD_CORE = _CORES[1 % len(_CORES)]
-
-
-class BenchError(Exception):
-    """A server or the load generator failed; the text says what it printed."""
 
 
 @dataclass(frozen=True)
@@ -204,72 +197,3 @@ def available(
     contenders = {name: Contender(name, python) for name in names}
     versions = {name: contender.probe() for name, contender in contenders.items()}
     return {name: c for name, c in contenders.items() if "version" in versions[name]}, versions
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
-
-
-def paired_ratio(values: Sequence[float], baseline: Sequence[float]) -> dict[str, float]:
-    """Compare round by round, so that a slow spell of the machine hits both sides."""
-    return spread([a / b for a, b in zip(values, baseline, strict=True)])
-
-
-def _output(*argv: str) -> str | None:
-    try:
-        done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return done.stdout.strip() if not done.returncode else None
-
-
-def machine() -> dict[str, Any]:
-    """Describe where the figures come from."""
-    model = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    return {
-        "kernel": platform.release(),
-        "cpu": model[0] if model else platform.machine(),
-        "cores": os.cpu_count(),
-        "load_average": os.getloadavg()[0],
-        "commit": _output("git", "rev-parse", "HEAD"),
-        "dirty": bool(_output("git", "status", "--porcelain")),
-    }
-
-
-def save(name: str, report: dict[str, Any]) -> None:
-    """Keep every sample, and where it is from, in ``build/bench/<name>.json``."""
-    path = BUILD / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"machine": machine(), **report}, indent=1))
-    print(f"\nall samples: {path.relative_to(ROOT)}")
-
-
-def progress(text: str) -> None:
-    """Show what is being measured, where someone looks."""
-    if sys.stderr.isatty():
-        print(f"\r{text}\033[K", end="", file=sys.stderr, flush=True)
-
-
-def print_absent(
-    versions: dict[str, dict[str, Any]], failures: dict[str, dict[str, str]] | None = None
-) -> None:
-    """Say which contenders are not there, and which failed at a row."""
-    lines = [f"  {name}: {v['error']}" for name, v in versions.items() if "error" in v]
-    for reasons in (failures or {}).values():
-        lines += [f"  {reason}" for reason in reasons.values()]
-    if lines:
-        print("not measured:", *lines, sep="\n")
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Align columns: the first to the left, the others to the right; the first row is the head."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
-        for row in rows
-    ]
-    return "\n".join([lines[0], "-" * (sum(widths) + 2 * len(widths) - 2), *lines[1:]])

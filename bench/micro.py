@@ -1,163 +1,116 @@
-"""Time scheduling alone: ``python bench/micro.py``. Each sample is a fresh process, interleaved."""
+"""Time what a loop does by itself or as a client: ``python bench/micro.py [--full]``.
+
+Each sample is a fresh process that runs one row of ``work.py``; rounds are interleaved.
+"""
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import json
+import contextlib
 import sys
-import threading
-import time
-from typing import TYPE_CHECKING
 
 import harness
+import rounds
 import servers
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+import services
+import work
+from rounds import Measured, Sample
 
 LOOPS = "tloop,uvloop,asyncio"
-BASELINE = "uvloop"
-BATCH = 1000  # callbacks or timers alive at once in the bulk rows
+PEERS = "rloop,blazio,zloop"
+COST = "cpu_ns"
 
 
-def nothing() -> None:
-    pass
+def sample(python: str, row: str, loop: str, service: str | None) -> Sample:
+    if row == "import":
+        argv = [python, "-c", work.IMPORT, servers.MODULES.get(loop, loop)]
+    else:
+        argv = [python, work.__file__, row, loop, *([service] if service else [])]
+    return harness.report_of(argv, harness.SERVER_CORE, f"{loop}, {row}", timeout=120)
 
 
-async def sleep_zero(turns: int) -> None:
-    for _ in range(turns):
-        await asyncio.sleep(0)
+def printable(results: dict[str, Measured], loops: list[str]) -> str:
+    """One line per row: the cost of an operation, and ratios with their spread."""
+    ratios = [name for name in loops if name != rounds.BASELINE]
+    lines = [["CPU ns/operation", *loops, *(f"{name} x {rounds.BASELINE}" for name in ratios)]]
+    for row, measured in results.items():
+        summary = measured.summary(COST)
+        medians = {name: f"{figures[COST]['median']:.0f}" for name, figures in summary.items()}
+        shares = {
+            name: "{median:.2f} ({min:.2f}-{max:.2f})".format(**figures["ratio"])
+            for name, figures in summary.items()
+            if "ratio" in figures
+        }
+        lines.append([row, *(medians.get(name, "-") for name in loops)])
+        lines[-1] += [shares.get(name, "-") for name in ratios]
+    return rounds.table(lines)
 
 
-async def switch_1(count: int) -> None:
-    await sleep_zero(count)
+def print_others(results: dict[str, Measured], loops: list[str]) -> None:
+    """Figures other than the cost, such as how late timers are."""
+    lines = [["besides", *loops]]
+    for row, measured in results.items():
+        summary = measured.summary(COST)
+        for key in work.ROWS[row].figures:
+            values = (summary.get(name, {}).get(key) for name in loops)
+            lines.append([f"{row}: {key}", *(f"{v['median']:.1f}" if v else "-" for v in values)])
+    if len(lines) > 1:
+        print(f"\n{rounds.table(lines)}")
 
 
-async def switch_100(count: int) -> None:
-    await asyncio.gather(*(sleep_zero(count // 100) for _ in range(100)))
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--full", action="store_true", help="more loops, 5 rounds, all rows")
+    parser.add_argument("--loops", help=f"default: {LOOPS}; --full: these and {PEERS}")
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--rows", help="only rows whose name contains this")
+    parser.add_argument("--python", default=sys.executable, help="interpreter to measure on")
+    parser.add_argument("--name", default="micro", help="build/bench/NAME.json gets the samples")
+    args = parser.parse_args()
+    args.loops = args.loops or (f"{LOOPS},{PEERS}" if args.full else LOOPS)
+    args.rounds = args.rounds or (5 if args.full else 3)
+    return args
 
 
-async def call_soon_chain(count: int) -> None:
-    loop = asyncio.get_running_loop()
-    done = loop.create_future()
-
-    def link(left: int) -> None:
-        if left:
-            loop.call_soon(link, left - 1)
+def chosen(part: str | None, full: bool, packages: set[str]) -> list[str]:
+    """The rows to measure, without those that need a package or program that is not there."""
+    names = []
+    for name, row in work.ROWS.items():
+        if (part or "") not in name or (row.full and not full and not part):
+            continue
+        if row.service and (reason := services.absent(row.service, packages)):
+            print(f"not measured: {name}, without {reason}")
         else:
-            done.set_result(None)
-
-    loop.call_soon(link, count)
-    await done
-
-
-async def call_soon_bulk(count: int) -> None:
-    loop = asyncio.get_running_loop()
-    for _ in range(count // BATCH):
-        for _ in range(BATCH):
-            loop.call_soon(nothing)
-        await asyncio.sleep(0)
-
-
-async def call_later_cancel(count: int) -> None:
-    loop = asyncio.get_running_loop()
-    for _ in range(count // BATCH):
-        timers = [loop.call_later(60, nothing) for _ in range(BATCH)]
-        for timer in timers:
-            timer.cancel()
-        await asyncio.sleep(0)
-
-
-async def call_soon_threadsafe(count: int) -> None:
-    loop = asyncio.get_running_loop()
-    done = asyncio.Event()
-
-    def post() -> None:
-        for _ in range(count):
-            loop.call_soon_threadsafe(nothing)
-        loop.call_soon_threadsafe(done.set)
-
-    thread = threading.Thread(target=post)
-    thread.start()
-    await done.wait()
-    thread.join()
-
-
-ROWS: dict[str, tuple[Callable[[int], Awaitable[None]], int]] = {
-    "sleep(0), 1 task": (switch_1, 400_000),
-    "sleep(0), 100 tasks": (switch_100, 400_000),
-    "call_soon chain": (call_soon_chain, 400_000),
-    "call_soon bulk": (call_soon_bulk, 600_000),
-    "call_later + cancel": (call_later_cancel, 200_000),
-    "call_soon_threadsafe": (call_soon_threadsafe, 200_000),
-}
-
-
-async def timed(row: str) -> dict[str, float]:
-    """Run one row once for warmth and once for the clock; give nanoseconds per operation."""
-    body, count = ROWS[row]
-    await body(count // 10)
-    wall, cpu = time.perf_counter_ns(), time.process_time_ns()
-    await body(count)
-    cpu, wall = time.process_time_ns() - cpu, time.perf_counter_ns() - wall
-    return {"cpu_ns": cpu / count, "wall_ns": wall / count}
-
-
-def child(row: str, loop: str) -> None:
-    factory = servers.loop_module(loop).new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
-        print(json.dumps(runner.run(timed(row))))
-
-
-def sample(python: str, row: str, loop: str) -> dict[str, float]:
-    argv = [python, __file__, "--child", row, "--loops", loop]
-    return harness.report_of(argv, harness.SERVER_CORE, f"{row}, {loop}", timeout=120)
-
-
-def printable(results: dict[str, dict[str, list[dict[str, float]]]], loops: list[str]) -> str:
-    """One line per row: CPU nanoseconds per operation, and ratios with their spread."""
-    ratios = [name for name in loops if name != BASELINE] if BASELINE in loops else []
-    lines = [["CPU ns/operation", *loops, *(f"{name} x {BASELINE}" for name in ratios)]]
-    for row, by_loop in results.items():
-        costs = {name: [s["cpu_ns"] for s in runs] for name, runs in by_loop.items()}
-        lines.append([row, *(f"{harness.spread(costs[name])['median']:.0f}" for name in loops)])
-        for name in ratios:
-            ratio = harness.paired_ratio(costs[name], costs[BASELINE])
-            lines[-1].append("{median:.2f} ({min:.2f}-{max:.2f})".format(**ratio))
-    return harness.table(lines)
+            names.append(name)
+    return names
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--loops", default=LOOPS, help="default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--rows", help="only rows whose name contains this")
-    parser.add_argument("--python", default=sys.executable, help="interpreter to measure on")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.child:
-        child(args.child, args.loops)
-        return
+    args = parse_args()
     contenders, versions = harness.available(args.loops.split(","), args.python)
     loops = list(contenders)
-    rows = [row for row in ROWS if (args.rows or "") in row]
-    results: dict[str, dict[str, list[dict[str, float]]]] = {
-        row: {name: [] for name in loops} for row in rows
-    }
-    for number in range(args.rounds):
-        for row in rows:
-            for name in loops[number % len(loops) :] + loops[: number % len(loops)]:
-                harness.progress(f"round {number + 1}: {row}, {name}")
-                results[row][name].append(sample(args.python, row, name))
-    harness.progress("")
+    packages = {name for version in versions.values() for name in version.get("packages", ())}
+    plan = dict.fromkeys(chosen(args.rows, args.full, packages), loops)
+    wanted = {service for row in plan if (service := work.ROWS[row].service)}
+    with contextlib.ExitStack() as stack:
+        folders = {name: stack.enter_context(services.SERVICES[name].running()) for name in wanted}
+
+        def measure(row: str, loop: str) -> Sample:
+            return sample(args.python, row, loop, folders.get(work.ROWS[row].service or ""))
+
+        results = rounds.collect(plan, args.rounds, measure)
     print(printable(results, loops))
-    harness.print_absent(versions)
-    harness.save("micro", {"versions": versions, "rows": results})
+    print_others(results, loops)
+    rounds.print_absent(versions, [f for m in results.values() for f in m.failures.values()])
+    rows = [
+        {"row": {"name": name}, "summary": measured.summary(COST), **vars(measured)}
+        for name, measured in results.items()
+    ]
+    rounds.save(args.name, {"versions": versions, "rows": rows})
 
 
 if __name__ == "__main__":
     try:
         main()
-    except harness.BenchError as error:
+    except rounds.BenchError as error:
         sys.exit(f"micro: {error}")

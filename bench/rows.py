@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 HELLO = b"Hello from an asyncio server\n"
 JSON = json.dumps({"message": "Hello, world!"}).encode()
+CLIENTS = {"asyncpg", "redis"}  # packages with which a loop is the client, see services.py
 TLS = ("-T",)
 NEW_SESSION = ("-T", "-n")
 

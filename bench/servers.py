@@ -328,7 +328,7 @@ def probe(name: str) -> dict[str, Any]:
     if version is None and name != "asyncio":
         version = importlib.metadata.version(module.__name__)
     python = f"{platform.python_implementation()} {platform.python_version()}"
-    needed = {package for kind in rows.KINDS.values() for package in kind.needs}
+    needed = {package for kind in rows.KINDS.values() for package in kind.needs} | rows.CLIENTS
     packages = sorted(package for package in needed if importlib.util.find_spec(package))
     return {"python": python, "version": version or "(standard library)", "packages": packages}
 

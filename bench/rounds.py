@@ -1,0 +1,135 @@
+"""Interleaved rounds of samples, and what they are turned into: ratios, tables, a JSON file."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "build" / "bench"
+BASELINE = "uvloop"
+
+Sample = dict[str, Any]
+Versions = dict[str, dict[str, Any]]
+
+
+class BenchError(Exception):
+    """A server or the load generator failed; the text says what it printed."""
+
+
+@dataclass
+class Measured:
+    """The samples of one row by contender, and why the others have none."""
+
+    samples: dict[str, list[Sample]] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+
+    def summary(self, cost: str) -> dict[str, dict[str, dict[str, float]]]:
+        """Median, min and max of each figure; ``ratio`` is that of a cost to the baseline's."""
+        costs = {name: [sample[cost] for sample in runs] for name, runs in self.samples.items()}
+        result = {}
+        for name, runs in self.samples.items():
+            numbers = [key for key, value in runs[0].items() if isinstance(value, float | int)]
+            result[name] = {key: spread([run[key] for run in runs]) for key in numbers}
+            if BASELINE in costs:
+                result[name]["ratio"] = paired_ratio(costs[name], costs[BASELINE])
+        return result
+
+
+def collect(
+    plan: dict[str, list[str]], rounds: int, sample: Callable[[str, str], Sample]
+) -> dict[str, Measured]:
+    """Sample every row on every contender once per round, in an order that rotates.
+
+    Who fails is out of that row from then on, as rounds are compared one by one.
+    """
+    measured = {row: Measured() for row in plan}
+    for number in range(rounds):
+        for row, names in plan.items():
+            turn = number % max(len(names), 1)
+            for name in names[turn:] + names[:turn]:
+                if name in measured[row].failures:
+                    continue
+                progress(f"round {number + 1}: {row}, {name}")
+                try:
+                    measured[row].samples.setdefault(name, []).append(sample(row, name))
+                except BenchError as error:
+                    measured[row].failures[name] = str(error)
+                    del measured[row].samples[name]
+    progress("")
+    return measured
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def paired_ratio(values: Sequence[float], baseline: Sequence[float]) -> dict[str, float]:
+    """Compare round by round, so that a slow spell of the machine hits both sides."""
+    return spread([a / b for a, b in zip(values, baseline, strict=True)])
+
+
+def _output(*argv: str) -> str | None:
+    try:
+        done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() if not done.returncode else None
+
+
+def machine() -> dict[str, Any]:
+    """Describe where the figures come from."""
+    model = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    return {
+        "kernel": platform.release(),
+        "cpu": model[0] if model else platform.machine(),
+        "cores": os.cpu_count(),
+        "load_average": os.getloadavg()[0],
+        "commit": _output("git", "rev-parse", "HEAD"),
+        "dirty": bool(_output("git", "status", "--porcelain")),
+    }
+
+
+def save(name: str, report: dict[str, Any]) -> None:
+    """Keep every sample, and where it is from, in ``build/bench/<name>.json``."""
+    path = BUILD / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"machine": machine(), **report}, indent=1))
+    print(f"\nall samples: {path.relative_to(ROOT)}")
+
+
+def progress(text: str) -> None:
+    """Show what is being measured, where someone looks."""
+    if sys.stderr.isatty():
+        print(f"\r{text}\033[K", end="", file=sys.stderr, flush=True)
+
+
+def print_absent(versions: Versions, failures: Sequence[str] = ()) -> None:
+    """Say which contenders are not there, and which failed at a row."""
+    lines = [f"{name}: {v['error']}" for name, v in versions.items() if "error" in v]
+    if lines or failures:
+        print("not measured:", *lines, *failures, sep="\n  ")
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Align columns: the first to the left, the others to the right; the first row is the head."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
+        for row in rows
+    ]
+    return "\n".join([lines[0], "-" * (sum(widths) + 2 * len(widths) - 2), *lines[1:]])
