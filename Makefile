@@ -20,7 +20,7 @@ strict := -std=c11 -Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes -Werr
 
 # Tests of the sources, the build and the wheel need to run once, not for each backend and Python.
 once := $(wildcard $(patsubst %,tests/test_%.py,header cdef abi_mode packaging examples)) \
-  tests/stdlib/test_runner.py tests/soak/test_accounting.py
+  tests/test_bench.py tests/stdlib/test_runner.py tests/soak/test_accounting.py
 # What virtual time runs, too: nothing but callbacks, tasks and timers.
 virtual := $(patsubst %,tests/test_%.py,timers tasks scheduling lifecycle context asyncgens \
   exception_handler)
@@ -40,7 +40,7 @@ tls := build/mbedtls.flags
 .PHONY: all demo soak test test-fast test-all test-next test-pypy
 .PHONY: test-c test-py test-apps test-interop test-stdlib test-once interop fuzz fuzz-short
 .PHONY: asan tsan lint lint-cdef lint-python lint-types lint-format lint-c format
-.PHONY: bench examples module mbedtls tools clean
+.PHONY: bench bench-full examples module mbedtls tools clean
 .DELETE_ON_ERROR:
 
 all: module
@@ -111,11 +111,17 @@ build/examples/tls_%: examples/tls_%.c tloop.h tloop_tls.h $(tls)
 
 # -- what it does ----------------------------------------------------------------------------------
 
-demo: module examples $(VENV)/bench.stamp
+demo: module examples $(VENV)/demo.stamp
 	@$(py) bench/demo.py
 
-bench: module examples $(VENV)/bench.stamp
+bench: module $(VENV)/bench.stamp
 	@$(py) bench/run.py
+	@$(py) bench/micro.py
+
+# All rows and loops, five rounds: about two hours.
+bench-full: module $(VENV)/bench.stamp
+	@$(py) bench/run.py --full
+	@$(py) bench/micro.py --full
 
 # -- tests -----------------------------------------------------------------------------------------
 

@@ -50,7 +50,6 @@ def compare(title: str, row: Row, names: tuple[str, ...]) -> None:
 
 
 def main() -> None:
-    harness.build_load()
     for name in (ECHO_CONTENDERS[0], HTTP_CONTENDERS[0]):
         if error := Contender(name).probe().get("error"):
             sys.exit(f"demo: {LABELS[name]} cannot run ({error}); `make demo` builds it")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import subprocess
@@ -10,11 +11,10 @@ import sys
 import tempfile
 import threading
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import servers
+import serve
 from rounds import BUILD, ROOT, BenchError
 
 if TYPE_CHECKING:
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
     from rows import Row
 
-SERVERS = ROOT / "bench" / "servers.py"
-LOAD = BUILD / "load"
+SERVE = ROOT / "bench" / "serve.py"
 MBEDTLS = ROOT / "build" / "mbedtls.flags"  # what the compiler needs, made by `make`
 
 _CORES = sorted(os.sched_getaffinity(0))
@@ -47,7 +46,7 @@ class Contender:
         """Give the installed ``version``, or the ``error`` for which it cannot run."""
         if self.loop in PROGRAMS:
             return PROGRAMS[self.loop].build()
-        argv = [self.python, str(SERVERS), "protocol", self.loop, "--probe"]
+        argv = [self.python, str(SERVE), "protocol", self.loop, "--probe"]
         done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=30)
         if done.returncode:
             return {"error": done.stderr.strip().rpartition("\n")[2]}
@@ -69,7 +68,7 @@ class Contender:
         if self.loop in PROGRAMS:
             return PROGRAMS[self.loop].command
         kind = row.kind
-        argv = [self.python, str(SERVERS), kind.server, self.loop]
+        argv = [self.python, str(SERVE), kind.server, self.loop]
         argv += ["--tls", "mbedtls" if "+mbedtls" in self.name else "ssl"] * kind.tls
         argv += ["--unix", f"{folder}/server"] * (kind.unix or kind.server == "pipes")
         argv += ["--file", str(body_of(row))] * kind.file
@@ -104,13 +103,13 @@ PROGRAMS = {
     "epoll": Program("bench/echo_epoll.c"),
     "libuv": Program("bench/echo_libuv.c", (), ("-luv",)),
     "tloop.h": Program("examples/echo.c", ("0",)),
-    "tloop_tls.h": Program("examples/tls_echo.c", ("0", str(servers.CERTIFICATE)), tls=True),
+    "tloop_tls.h": Program("examples/tls_echo.c", ("0", str(serve.CERTIFICATE)), tls=True),
 }
 
 
-def compile_c(source: str, *flags: str) -> bool:
+def compile_c(source: str, *flags: str, name: str | None = None) -> bool:
     """Compile a program of one file into ``build/bench``, unless that is done."""
-    program = BUILD / Path(source).stem
+    program = BUILD / (name or Path(source).stem)
     inputs = [ROOT / source, ROOT / "tloop.h", ROOT / "tloop_tls.h"]
     if program.exists() and program.stat().st_mtime >= max(i.stat().st_mtime for i in inputs):
         return True
@@ -135,13 +134,16 @@ def body_of(row: Row) -> Path | None:
 
 
 def pin(core: int) -> Callable[[], None]:
-    return partial(os.sched_setaffinity, 0, {core})
+    return functools.partial(os.sched_setaffinity, 0, {core})
 
 
-def build_load() -> None:
-    """Compile the load generator; without OpenSSL's headers, rows of TLS cannot be measured."""
-    if not compile_c("bench/load.c", "-DLOAD_TLS", "-lssl", "-lcrypto"):
-        compile_c("bench/load.c")
+@functools.cache
+def load_program() -> tuple[Path, bool]:
+    """Compile the load generator; the flag tells whether it speaks TLS (with OpenSSL's headers)."""
+    for name, *flags in (("load-tls", "-DLOAD_TLS", "-lssl", "-lcrypto"), ("load",)):
+        if compile_c("bench/load.c", *flags, name=name):
+            return BUILD / name, bool(flags)
+    raise BenchError("bench/load.c does not compile here")
 
 
 def report_of(argv: Sequence[str], core: int, what: str, timeout: float) -> dict[str, Any]:
@@ -182,7 +184,7 @@ def running(contender: Contender, row: Row) -> Iterator[tuple[int, str]]:
 def measure(contender: Contender, row: Row, seconds: float, warmup: float = 0.3) -> dict[str, Any]:
     """Drive one fresh server and return what the load generator reports."""
     with running(contender, row) as (pid, target):
-        argv = [str(LOAD), *row.kind.load, "-p", str(pid), "-c", str(row.connections)]
+        argv = [str(load_program()[0]), *row.kind.load, "-p", str(pid), "-c", str(row.connections)]
         argv += ["-s", str(row.size)] * bool(row.size)
         if body := body_of(row):
             argv += ["-b", str(body)]

@@ -11,7 +11,7 @@ import sys
 
 import harness
 import rounds
-import servers
+import serve
 import services
 import work
 from rounds import Measured, Sample
@@ -23,7 +23,7 @@ COST = "cpu_ns"
 
 def sample(python: str, row: str, loop: str, service: str | None) -> Sample:
     if row == "import":
-        argv = [python, "-c", work.IMPORT, servers.MODULES.get(loop, loop)]
+        argv = [python, "-c", work.IMPORT, serve.MODULES.get(loop, loop)]
     else:
         argv = [python, work.__file__, row, loop, *([service] if service else [])]
     return harness.report_of(argv, harness.SERVER_CORE, f"{loop}, {row}", timeout=120)

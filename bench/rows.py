@@ -14,7 +14,7 @@ NEW_SESSION = ("-T", "-n")
 
 @dataclass(frozen=True)
 class Kind:
-    """A mode of ``servers.py`` and the options of ``load.c``; numbers that a row may override."""
+    """A mode of ``serve.py`` and the options of ``load.c``; numbers that a row may override."""
 
     title: str
     server: str

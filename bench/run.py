@@ -31,7 +31,10 @@ def possible(texts: list[str], connections: int | None, packages: set[str]) -> l
     """The rows asked for, without those that need a package that is not there."""
     found = []
     for row in [Row.parse(text, connections) for text in texts]:
-        if absent := [package for package in row.kind.needs if package not in packages]:
+        absent = [package for package in row.kind.needs if package not in packages]
+        if row.kind.tls and not harness.load_program()[1]:
+            absent.append("OpenSSL's headers (libssl-dev)")
+        if absent:
             print(f"not measured: {row}, without {' and '.join(absent)}")
         else:
             found.append(row)
@@ -70,7 +73,6 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    harness.build_load()
     contenders, versions = harness.available(args.loops.split(","), args.python)
     packages = {name for version in versions.values() for name in version.get("packages", ())}
     asked = {str(row): row for row in possible(args.rows.split(","), args.connections, packages)}
@@ -83,7 +85,7 @@ def main() -> None:
         args.rounds,
         lambda text, name: harness.measure(contenders[name], asked[text], args.seconds),
     )
-    results, failures = [], []
+    results, failures = [], list[str]()
     for text, figures in measured.items():
         summary = figures.summary(CPU)
         print(printable(asked[text], summary), end="\n\n")

@@ -13,7 +13,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import harness
 from rounds import BenchError
@@ -101,7 +101,7 @@ def _unprivileged() -> str | None:
     return next(user for user in SERVER_USERS if user in known)
 
 
-def _quiet(user: str | None, folder: str) -> dict[str, object]:
+def _quiet(user: str | None, folder: str) -> dict[str, Any]:
     nothing = subprocess.DEVNULL
     return {"user": user, "cwd": folder, "stdout": nothing, "stderr": nothing}
 
@@ -113,4 +113,4 @@ def _await_socket(path: str, process: subprocess.Popen[bytes]) -> None:
             if client.connect_ex(path) == 0:
                 return
         time.sleep(0.01)
-    raise BenchError(f"{process.args} does not listen at {path}")
+    raise BenchError(f"{process.args!r} does not listen at {path}")

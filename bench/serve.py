@@ -1,4 +1,4 @@
-"""One benchmark server: ``servers.py MODE LOOP [--tls ENGINE] [--prime] [--unix PATH]``.
+"""One benchmark server: ``serve.py MODE LOOP [--tls ENGINE] [--prime] [--unix PATH]``.
 
 Listens on a free loopback port (or a Unix socket), prints ``ready <address>``, as ``load.c`` takes
 it, and serves until it is killed. ``--probe`` only says which version of LOOP this interpreter has.
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, cast
 import rows
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable, Coroutine
     from types import ModuleType
 
 # More than the largest message of any row, and below the 128 KiB from which glibc maps every
@@ -201,21 +201,26 @@ def ready(address: str) -> None:
     print(f"ready {address}", flush=True)  # connections made from here on wait in the backlog
 
 
+async def forever() -> None:
+    """Until the process is killed. Not by serve_forever(), with which rloop's server ends."""
+    await asyncio.get_running_loop().create_future()
+
+
 async def serve_protocol(args: argparse.Namespace, factory: Callable[[], Any]) -> None:
     loop = asyncio.get_running_loop()
     sock, address = listener(args.unix)
     create: Any = loop.create_unix_server if args.unix else loop.create_server
-    server = await create(factory, sock=sock, backlog=BACKLOG, ssl=tls_context(args.tls))
+    await create(factory, sock=sock, backlog=BACKLOG, ssl=tls_context(args.tls))
     ready(address)
-    await server.serve_forever()
+    await forever()
 
 
 async def serve_streams(args: argparse.Namespace) -> None:
     sock, address = listener(args.unix)
     start: Any = asyncio.start_unix_server if args.unix else asyncio.start_server
-    server = await start(echo_stream, sock=sock, backlog=BACKLOG, ssl=tls_context(args.tls))
+    await start(echo_stream, sock=sock, backlog=BACKLOG, ssl=tls_context(args.tls))
     ready(address)
-    await server.serve_forever()
+    await forever()
 
 
 async def serve_raw(args: argparse.Namespace) -> None:
@@ -235,7 +240,7 @@ async def serve_datagrams(factory: Callable[[], Any]) -> None:
     loop = asyncio.get_running_loop()
     transport, _ = await loop.create_datagram_endpoint(factory, ("127.0.0.1", 0))
     ready("{}:{}".format(*transport.get_extra_info("sockname")))
-    await loop.create_future()
+    await forever()
 
 
 def open_fifo(path: str, flags: int) -> Any:
@@ -254,7 +259,7 @@ async def serve_pipes(args: argparse.Namespace) -> None:
     writer, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, target)
     await loop.connect_read_pipe(lambda: PipeEcho(writer), source)
     ready(f"fifo:{args.unix}")
-    await loop.create_future()
+    await forever()
 
 
 async def serve_uvicorn(args: argparse.Namespace, body: bytes, kind: bytes) -> None:
@@ -287,10 +292,10 @@ async def serve_aiohttp(args: argparse.Namespace) -> None:
     sock, address = listener(args.unix)
     await web.SockSite(runner, sock).start()
     ready(address)
-    await asyncio.get_running_loop().create_future()
+    await forever()
 
 
-SERVE: dict[str, Callable[[argparse.Namespace], Awaitable[None]]] = {
+SERVE: dict[str, Callable[[argparse.Namespace], Coroutine[Any, Any, None]]] = {
     "protocol": lambda args: serve_protocol(args, Echo),
     "buffered": lambda args: serve_protocol(args, BufferedEcho),
     "http": lambda args: serve_protocol(args, Http),
