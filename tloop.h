@@ -51,7 +51,8 @@
      TL_ASSERT(x)       checks of internal invariants                       nothing
      TL_ARENA_BYTES     bytes received per tick and per receive             524288
      TL_CHUNK_BYTES     size of one block of a write queue                  16384
-     TL_NO_EPOLL, TL_NO_POLL, TL_NO_DUMMY   leave a backend out             -
+     TL_NO_EPOLL, TL_NO_IO_URING, TL_NO_POLL, TL_NO_DUMMY   leave a backend out (io_uring needs
+                        epoll)                                              -
 
    GLOSSARY
      loop      owns handles, memory and one backend; belongs to one thread
@@ -59,7 +60,7 @@
      event     one result: (handle, kind, result, offset)
      tick      one call of tl_loop_poll, or one turn of tl_loop_run
      arena     the loop's receive buffer; its content is valid until the next tick
-     backend   how the loop waits for the kernel: epoll, poll, or dummy (virtual time)
+     backend   how the loop waits for the kernel: epoll, io_uring, poll, or dummy (virtual time)
      deadline  absolute nanoseconds on the loop's clock (CLOCK_MONOTONIC)
 
    LIFECYCLE     create -> start -> close. tl_close may be called at any moment, also inside a
@@ -689,6 +690,17 @@ TL_API int tl_dummy_ready(tl_loop *loop, int fd, int mask);
 #define TL__HAS_EPOLL 1
 #include <sys/epoll.h>
 #endif
+/* Headers that know DEFER_TASKRUN (6.1) know all that is used here. */
+#if defined(TL__HAS_EPOLL) && !defined(TL_NO_IO_URING) && defined(__has_include)
+#if __has_include(<linux/io_uring.h>)
+#include <linux/io_uring.h>
+#include <linux/time_types.h>
+#if defined(IORING_SETUP_DEFER_TASKRUN) && defined(SYS_io_uring_setup)
+#define TL__HAS_URING 1
+#include <sys/mman.h>
+#endif
+#endif
+#endif
 #ifndef TL_NO_POLL
 #define TL__HAS_POLL 1
 #endif
@@ -906,7 +918,7 @@ typedef struct tl__ready {
           -EEXIST to old == 0 if the kernel watches fd already, -ENOENT to old != 0 if it does not
    wait   block for timeout_ns (< 0: for ever) and tl__report each ready descriptor; EINTR is 0
    fd     descriptor for embedding, or -ENOSYS
-   Readiness backends stop here; a completion backend (io_uring) will add submit and cancel. */
+   flush  before a host sleeps on fd: let the kernel know everything. NULL: it does */
 typedef struct tl__backend {
   const char *name;
   int caps;
@@ -915,7 +927,22 @@ typedef struct tl__backend {
   int (*ctl)(tl_loop *loop, int fd, tl_handle id, int old, int mask);
   int (*wait)(tl_loop *loop, int64_t timeout_ns);
   int (*fd)(const tl_loop *loop);
+  int (*flush)(tl_loop *loop);
 } tl__backend;
+
+#ifdef TL__HAS_URING
+/* A ring, and where its parts are mapped. The kernel moves sq_head and cq_tail, we the others. */
+typedef struct tl__uring {
+  int fd;          /* -1: there is none */
+  bool set_polled; /* a request to poll the epoll set is under way */
+  uint32_t sq_mask, cq_mask;
+  atomic_uint *sq_head, *sq_tail, *sq_flags, *cq_head, *cq_tail;
+  struct io_uring_sqe *sqes;
+  struct io_uring_cqe *cqes;
+  void *rings;
+  size_t rings_nbytes, sqes_nbytes;
+} tl__uring;
+#endif
 
 /* Received datagrams that are not delivered yet. */
 typedef struct tl__batch {
@@ -970,6 +997,9 @@ struct tl_loop {
   bool stopping, rebuild, forked, no_pwait2, ended;
   int polled;
   int epoll_fd;
+#ifdef TL__HAS_URING
+  tl__uring uring;
+#endif
   struct pollfd *pollfds; /* poll backend; [0] is the wake pipe */
   tl_handle *poll_ids;
   size_t poll_count, poll_capacity, poll_start;
@@ -1450,10 +1480,7 @@ static int tl__epoll_block(tl_loop *loop, struct epoll_event *events, int64_t ti
   return epoll_wait(loop->epoll_fd, events, TL__READY_MAX, tl__milliseconds(timeout_ns));
 }
 
-static int tl__epoll_wait(tl_loop *loop, int64_t timeout_ns) {
-  struct epoll_event events[TL__READY_MAX];
-  int n = tl__epoll_block(loop, events, timeout_ns);
-  if (n < 0) return errno == EINTR ? 0 : -errno;
+static void tl__epoll_report(tl_loop *loop, const struct epoll_event *events, int n) {
   for (int i = 0; i < n; i++) {
     uint32_t e = events[i].events, mask = 0;
     if (e & EPOLLIN) mask |= TL_READ;
@@ -1462,6 +1489,13 @@ static int tl__epoll_wait(tl_loop *loop, int64_t timeout_ns) {
     if (e & EPOLLERR) mask |= TL_ERR;
     tl__report(loop, (tl_handle)events[i].data.u64, mask);
   }
+}
+
+static int tl__epoll_wait(tl_loop *loop, int64_t timeout_ns) {
+  struct epoll_event events[TL__READY_MAX];
+  int n = tl__epoll_block(loop, events, timeout_ns);
+  if (n < 0) return errno == EINTR ? 0 : -errno;
+  tl__epoll_report(loop, events, n);
   return 0;
 }
 
@@ -1469,7 +1503,154 @@ static int tl__epoll_fd(const tl_loop *loop) { return loop->epoll_fd; }
 
 static const tl__backend tl__backend_epoll = {
     "epoll",       TL_CAP_EDGE | TL_CAP_FD, tl__epoll_open, tl__epoll_close,
-    tl__epoll_ctl, tl__epoll_wait,          tl__epoll_fd};
+    tl__epoll_ctl, tl__epoll_wait,          tl__epoll_fd,   NULL};
+
+#endif
+
+// >>backend-uring
+
+/* What the kernel does: a request holds its file. A descriptor that is closed while the ring polls
+   it stays open for its peer, and a listener's port taken, until the request is cancelled: so
+   readiness is left to an epoll set, which forgets what its owner closes, is level-triggered where
+   that is promised, and knows when a number is in use again. The ring polls that set, once at a
+   time: each request begins with a look, so no level is lost.
+   DEFER_TASKRUN (6.1): requests complete inside of io_uring_enter only, and never interrupt
+   whatever system call the loop's thread is in. It ties the ring to one thread: in another one
+   enter answers EEXIST, and the loop makes a new ring. */
+
+#ifdef TL__HAS_URING
+
+static bool tl__uring_queued(const tl__uring *u) {
+  return atomic_load_explicit(u->sq_tail, memory_order_relaxed) != atomic_load(u->sq_head);
+}
+
+/* Hand over what is queued, let the kernel do what it has put off, and wait; < 0: no limit. */
+static int tl__uring_enter(tl_loop *loop, int64_t wait_ns) {
+  tl__uring *u = &loop->uring;
+  struct __kernel_timespec ts = {.tv_sec = wait_ns / 1000000000, .tv_nsec = wait_ns % 1000000000};
+  struct io_uring_getevents_arg arg = {.ts = wait_ns > 0 ? (uint64_t)(uintptr_t)&ts : 0};
+  unsigned queued = atomic_load(u->sq_tail) - atomic_load(u->sq_head);
+  long n = syscall(SYS_io_uring_enter, u->fd, queued, wait_ns != 0,
+                   IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG, &arg, sizeof arg);
+  return n >= 0 || errno == EINTR || errno == ETIME ? 0 : -errno;
+}
+
+static void tl__uring_push(tl__uring *u, const struct io_uring_sqe *sqe) {
+  unsigned tail = atomic_load_explicit(u->sq_tail, memory_order_relaxed);
+  TL_ASSERT(tail - atomic_load(u->sq_head) <= u->sq_mask);
+  u->sqes[tail & u->sq_mask] = *sqe;
+  atomic_store_explicit(u->sq_tail, tail + 1, memory_order_release);
+}
+
+static void tl__uring_poll_set(tl_loop *loop) {
+  tl__uring *u = &loop->uring;
+  const uint16_t low_half_first = 1; /* else the halves of the mask are exchanged */
+  struct io_uring_sqe sqe = {.opcode = IORING_OP_POLL_ADD, .fd = loop->epoll_fd};
+  if (u->set_polled) return;
+  u->set_polled = true;
+  sqe.poll32_events = *(const unsigned char *)&low_half_first ? POLLIN : (uint32_t)POLLIN << 16;
+  tl__uring_push(u, &sqe);
+}
+
+/* A host that watches the ring is told only of what the kernel has been asked for. */
+static int tl__uring_flush(tl_loop *loop) {
+  if (!loop->uring.sqes) return -EBADF;
+  tl__uring_poll_set(loop);
+  return tl__uring_queued(&loop->uring) ? tl__uring_enter(loop, 0) : 0;
+}
+
+static void *tl__uring_map(const tl__uring *u, size_t nbytes, uint64_t offset) {
+  int access = PROT_READ | PROT_WRITE, flags = MAP_SHARED | MAP_POPULATE;
+  void *at = mmap(NULL, nbytes, access, flags, u->fd, (off_t)offset);
+  return at == MAP_FAILED ? NULL : at;
+}
+
+static int tl__uring_attach(tl__uring *u, const struct io_uring_params *p) {
+  size_t sq_nbytes = p->sq_off.array + p->sq_entries * sizeof(uint32_t);
+  size_t cq_nbytes = p->cq_off.cqes + p->cq_entries * sizeof(struct io_uring_cqe);
+  u->rings_nbytes = sq_nbytes > cq_nbytes ? sq_nbytes : cq_nbytes;
+  u->sqes_nbytes = p->sq_entries * sizeof(struct io_uring_sqe);
+  char *base = u->rings = tl__uring_map(u, u->rings_nbytes, IORING_OFF_SQ_RING);
+  if (base) u->sqes = tl__uring_map(u, u->sqes_nbytes, IORING_OFF_SQES);
+  if (!base || !u->sqes) return -ENOMEM;
+  u->sq_head = (atomic_uint *)(void *)(base + p->sq_off.head);
+  u->sq_tail = (atomic_uint *)(void *)(base + p->sq_off.tail);
+  u->sq_flags = (atomic_uint *)(void *)(base + p->sq_off.flags);
+  u->cq_head = (atomic_uint *)(void *)(base + p->cq_off.head);
+  u->cq_tail = (atomic_uint *)(void *)(base + p->cq_off.tail);
+  u->cqes = (struct io_uring_cqe *)(void *)(base + p->cq_off.cqes);
+  u->sq_mask = p->sq_entries - 1;
+  u->cq_mask = p->cq_entries - 1;
+  uint32_t *array = (uint32_t *)(void *)(base + p->sq_off.array);
+  for (uint32_t i = 0; i < p->sq_entries; i++) array[i] = i; /* request i lies at place i */
+  return 0;
+}
+
+static void tl__uring_close(tl_loop *loop) {
+  tl__uring *u = &loop->uring;
+  if (u->rings) munmap(u->rings, u->rings_nbytes);
+  if (u->sqes) munmap(u->sqes, u->sqes_nbytes);
+  if (u->fd >= 0) close(u->fd);
+  *u = (tl__uring){.fd = -1};
+  tl__epoll_close(loop);
+}
+
+static int tl__uring_open(tl_loop *loop) {
+  tl__uring *u = &loop->uring;
+  struct io_uring_params p = {.flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN |
+                                       IORING_SETUP_TASKRUN_FLAG};
+  int rc = tl__epoll_open(loop);
+  if (rc < 0) return rc;
+  u->fd = (int)syscall(SYS_io_uring_setup, 8, &p);
+  if (u->fd < 0) return errno == EINVAL ? -ENOSYS : -errno; /* a kernel without these flags */
+  rc = tl__uring_attach(u, &p);
+  return rc < 0 ? rc : tl__uring_flush(loop); /* sandboxes may forbid this call only */
+}
+
+/* The set has something to report. */
+static void tl__uring_take_set(tl_loop *loop) {
+  struct epoll_event events[TL__READY_MAX];
+  loop->uring.set_polled = false;
+  loop->stats.syscalls++;
+  int n = epoll_wait(loop->epoll_fd, events, TL__READY_MAX, 0);
+  tl__epoll_report(loop, events, n);
+}
+
+static void tl__uring_drain(tl_loop *loop) {
+  tl__uring *u = &loop->uring;
+  unsigned at = atomic_load_explicit(u->cq_head, memory_order_relaxed);
+  if (at == atomic_load_explicit(u->cq_tail, memory_order_acquire)) return;
+  atomic_store_explicit(u->cq_head, at + 1, memory_order_release);
+  tl__uring_take_set(loop);
+}
+
+/* Looking costs no system call while the kernel has put nothing off. */
+static int tl__uring_ask(tl_loop *loop, int64_t timeout_ns) {
+  tl__uring *u = &loop->uring;
+  if (!u->sqes) return -EBADF;
+  tl__uring_poll_set(loop);
+  if (atomic_load(u->cq_head) != atomic_load(u->cq_tail)) timeout_ns = 0;
+  if (timeout_ns || tl__uring_queued(u) || atomic_load(u->sq_flags) & IORING_SQ_TASKRUN)
+    return tl__uring_enter(loop, timeout_ns);
+  return 0;
+}
+
+static int tl__uring_wait(tl_loop *loop, int64_t timeout_ns) {
+  int rc = tl__uring_ask(loop, timeout_ns);
+  if (rc == -EEXIST) { /* another thread runs the loop than before */
+    loop->rebuild = true;
+    rc = tl__rebuild(loop);
+    if (rc == 0) rc = tl__uring_ask(loop, timeout_ns);
+  }
+  if (rc == 0) tl__uring_drain(loop);
+  return rc;
+}
+
+static int tl__uring_fd(const tl_loop *loop) { return loop->uring.fd; }
+
+static const tl__backend tl__backend_uring = {
+    "io_uring",    TL_CAP_EDGE | TL_CAP_FD, tl__uring_open, tl__uring_close,
+    tl__epoll_ctl, tl__uring_wait,          tl__uring_fd,   tl__uring_flush};
 
 #endif
 
@@ -1572,7 +1753,7 @@ static int tl__poll_wait(tl_loop *loop, int64_t timeout_ns) {
 }
 
 static const tl__backend tl__backend_poll = {
-    "poll", 0, tl__poll_open, tl__poll_close, tl__poll_ctl, tl__poll_wait, tl__no_fd};
+    "poll", 0, tl__poll_open, tl__poll_close, tl__poll_ctl, tl__poll_wait, tl__no_fd, NULL};
 
 #endif
 
@@ -1622,7 +1803,7 @@ static int tl__dummy_wait(tl_loop *loop, int64_t timeout_ns) {
 static const tl__backend tl__backend_dummy = {"dummy",        TL_CAP_EDGE | TL_CAP_VIRTUAL,
                                               tl__dummy_open, tl__dummy_close,
                                               tl__dummy_ctl,  tl__dummy_wait,
-                                              tl__no_fd};
+                                              tl__no_fd,      NULL};
 
 #endif
 
@@ -1642,6 +1823,9 @@ static const tl__backend *const tl__backend_list[] = {
 #ifdef TL__HAS_EPOLL
     &tl__backend_epoll,
 #endif
+#ifdef TL__HAS_URING
+    &tl__backend_uring,
+#endif
 #ifdef TL__HAS_POLL
     &tl__backend_poll,
 #endif
@@ -1654,6 +1838,9 @@ TL_API const char *tl_backends(void) {
   return ""
 #ifdef TL__HAS_EPOLL
          "epoll"
+#ifdef TL__HAS_URING
+         ", io_uring"
+#endif
 #if defined(TL__HAS_POLL) || defined(TL__HAS_DUMMY)
          ", "
 #endif
@@ -3368,6 +3555,9 @@ TL_API tl_loop *tl_loop_create(const tl_loop_desc *desc, int *error) {
   loop->memory = config.allocator;
   loop->free_slot = UINT32_MAX;
   loop->epoll_fd = loop->wake_rd = loop->wake_wr = -1;
+#ifdef TL__HAS_URING
+  loop->uring.fd = -1;
+#endif
   loop->again.prev = loop->again.next = &loop->again;
   loop->rereads.prev = loop->rereads.next = &loop->rereads;
   *error = tl__loop_open(loop, config.backend);
@@ -3432,6 +3622,7 @@ static bool tl__pending(const tl_loop *loop) {
 }
 
 TL_API int64_t tl_loop_timeout(tl_loop *loop) {
+  if (loop->backend->flush && !loop->forked && !loop->ended) (void)loop->backend->flush(loop);
   atomic_store(&loop->sleeping, 1); /* as tl__block does; the next wait ends it */
   if (tl__pending(loop) || loop->closing || tl__linked(&loop->again) ||
       atomic_load(&loop->wake_pending) || atomic_load(&loop->signals_pending))

@@ -44,7 +44,8 @@ _T = TypeVar("_T")
 def new_event_loop(backend: str | None = None) -> Loop:
     """Make a loop, for `asyncio.Runner(loop_factory=...)`, `uvicorn --loop` and the like.
 
-    backend: "epoll", "poll" or "dummy" (virtual time); None takes $TLOOP_BACKEND, else the best.
+    backend: "epoll", "io_uring", "poll" or "dummy" (virtual time); None takes
+    $TLOOP_BACKEND, else the best that works.
     Raises ValueError for an unknown one. The caller closes the loop.
     """
     return Loop(backend)

@@ -86,7 +86,8 @@ def create_loop(backend: str | None) -> Any:
             known = ffi.string(lib.tl_backends()).decode()
             asked = repr(backend) if backend else f"TLOOP_BACKEND={os.environ['TLOOP_BACKEND']!r}"
             raise ValueError(f"unknown tloop backend {asked}; known are: {known}")
-        raise oserror(error[0], "cannot make an event loop")
+        named = backend or os.environ.get("TLOOP_BACKEND")
+        raise oserror(error[0], f"cannot make an event loop{f' on {named}' if named else ''}")
     return loop
 
 

@@ -79,8 +79,8 @@ class Loop(
 ):
     """An asyncio event loop driven by tloop's C core.
 
-    backend: "epoll", "poll" or "dummy" (virtual time: timers fire at once, in order, and
-    `time()` follows); None takes $TLOOP_BACKEND, else the best that works.
+    backend: "epoll", "io_uring", "poll" or "dummy" (virtual time: timers fire at once, in order,
+    and `time()` follows); None takes $TLOOP_BACKEND, else the best that works.
     Not thread-safe but for `call_soon_threadsafe` and `run_coroutine_threadsafe`.
     """
 

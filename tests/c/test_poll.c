@@ -313,7 +313,7 @@ TEST(a_huge_number_is_refused_cheaply) {
   t_end(loop);
 }
 
-TEST_ON(a_regular_file_is_refused, ON_EPOLL) {
+TEST_ON(a_regular_file_is_refused, ON_EPOLL | ON_URING) {
   tl_loop *loop = t_loop();
   FILE *file = tmpfile();
   tl_handle poll = ASSERT_OK(tl_poll_create(loop, fileno(file)));
@@ -324,7 +324,7 @@ TEST_ON(a_regular_file_is_refused, ON_EPOLL) {
   t_end(loop);
 }
 
-TEST_ON(two_handles_for_one_descriptor_are_refused, ON_EPOLL) {
+TEST_ON(two_handles_for_one_descriptor_are_refused, ON_EPOLL | ON_URING) {
   tl_loop *loop = t_loop();
   int fds[2];
   t_pipe(fds);

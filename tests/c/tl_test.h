@@ -24,7 +24,8 @@
 
 /* Which backends a test runs on; ON_ONCE: whatever the library picks itself. SLOW: it works hard,
    so it has six times the usual time. */
-enum { ON_EPOLL = 1, ON_POLL = 2, ON_DUMMY = 4, ON_ONCE = 8, SLOW = 16, ON_REAL = 3, ON_ALL = 7 };
+enum { ON_EPOLL = 1, ON_POLL = 2, ON_DUMMY = 4, ON_ONCE = 8, ON_URING = 16, SLOW = 32 };
+enum { ON_REAL = ON_EPOLL | ON_POLL | ON_URING, ON_ALL = ON_REAL | ON_DUMMY };
 
 enum { T_MS = 1000000, T_SECOND = 1000000000 };
 

@@ -41,7 +41,7 @@ one_compiler() {  # CC CXX
     program "two units $level" "$1" "$level" "$here/unit_a.c" "$here/unit_b.c"
   done
   program TL_STATIC "$1" -O1 -DTL_STATIC "$here/single.c"
-  for left_out in EPOLL POLL DUMMY; do
+  for left_out in EPOLL IO_URING POLL DUMMY; do
     program "TL_NO_$left_out" "$1" -O1 "-DTL_NO_$left_out" "$here/single.c"
   done
   program "dummy only" "$1" -O1 -DTL_NO_EPOLL -DTL_NO_POLL "$here/single.c"
