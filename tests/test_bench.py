@@ -41,7 +41,7 @@ def test_row(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ALONE)
 def test_work(name: str) -> None:
     row = work.ROWS[name]
-    few = replace(row, count=max(row.count // 400, 2))
+    few = replace(row, count=max(row.count // 400, 20))
     with asyncio.Runner(loop_factory=tloop_py.new_event_loop) as runner:
         figures = runner.run(work.timed(few))
     assert figures["cpu_ns"] > 0
