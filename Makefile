@@ -121,10 +121,11 @@ bench: module $(VENV)/bench.stamp
 	@$(py) bench/run.py
 	@$(py) bench/micro.py
 
-# All rows and loops, five rounds: about two hours.
+# All rows and loops, five rounds: hours. Writes docs/benchmarks.md and the README's table.
 bench-full: module $(VENV)/bench.stamp
 	@$(py) bench/run.py --full
 	@$(py) bench/micro.py --full
+	@$(py) bench/report.py
 
 # -- tests -----------------------------------------------------------------------------------------
 

@@ -98,15 +98,18 @@ def main() -> None:
         def measure(row: str, loop: str) -> Sample:
             return sample(args.python, row, loop, folders.get(work.ROWS[row].service or ""))
 
-        results = rounds.collect(plan, args.rounds, measure)
+        def keep(results: dict[str, Measured]) -> None:
+            kept = [
+                {"row": {"name": name}, "summary": measured.summary(COST), **vars(measured)}
+                for name, measured in results.items()
+            ]
+            rounds.save(args.name, {"versions": versions, "rows": kept})
+
+        results = rounds.collect(plan, args.rounds, measure, keep)
     print(printable(results, loops))
     print_others(results, loops)
     rounds.print_absent(versions, [f for m in results.values() for f in m.failures.values()])
-    rows = [
-        {"row": {"name": name}, "summary": measured.summary(COST), **vars(measured)}
-        for name, measured in results.items()
-    ]
-    rounds.save(args.name, {"versions": versions, "rows": rows})
+    print(f"\nall samples: build/bench/{args.name}.json")
 
 
 if __name__ == "__main__":

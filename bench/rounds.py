@@ -47,11 +47,15 @@ class Measured:
 
 
 def collect(
-    plan: dict[str, list[str]], rounds: int, sample: Callable[[str, str], Sample]
+    plan: dict[str, list[str]],
+    rounds: int,
+    sample: Callable[[str, str], Sample],
+    keep: Callable[[dict[str, Measured]], None],
 ) -> dict[str, Measured]:
     """Sample every row on every contender once per round, in an order that rotates.
 
-    Who fails is out of that row from then on, as rounds are compared one by one.
+    Who fails is out of that row from then on, as rounds are compared one by one. After each round
+    `keep` gets what there is: a long run that is stopped is not lost.
     """
     measured = {row: Measured() for row in plan}
     for number in range(rounds):
@@ -66,6 +70,7 @@ def collect(
                 except BenchError as error:
                     measured[row].failures[name] = str(error)
                     del measured[row].samples[name]
+        keep(measured)
     progress("")
     return measured
 
@@ -109,7 +114,6 @@ def save(name: str, report: dict[str, Any]) -> None:
     path = BUILD / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"machine": machine(), **report}, indent=1))
-    print(f"\nall samples: {path.relative_to(ROOT)}")
 
 
 def progress(text: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import harness
 import rounds
 import rows
+from rounds import Measured
 from rows import Row
 
 LOOPS = (
@@ -80,20 +81,25 @@ def main() -> None:
         text: [name for name, c in contenders.items() if c.serves(row)]
         for text, row in asked.items()
     }
+
+    def keep(measured: dict[str, Measured]) -> None:
+        results = [
+            {"row": vars(asked[text]), "summary": figures.summary(CPU), **vars(figures)}
+            for text, figures in measured.items()
+        ]
+        settings = {"rounds": args.rounds, "seconds": args.seconds}
+        rounds.save(args.name, {"versions": versions, "settings": settings, "rows": results})
+
     measured = rounds.collect(
         plan,
         args.rounds,
         lambda text, name: harness.measure(contenders[name], asked[text], args.seconds),
+        keep,
     )
-    results, failures = [], list[str]()
     for text, figures in measured.items():
-        summary = figures.summary(CPU)
-        print(printable(asked[text], summary), end="\n\n")
-        results.append({"row": vars(asked[text]), "summary": summary, **vars(figures)})
-        failures += figures.failures.values()
-    rounds.print_absent(versions, failures)
-    settings = {"rounds": args.rounds, "seconds": args.seconds}
-    rounds.save(args.name, {"versions": versions, "settings": settings, "rows": results})
+        print(printable(asked[text], figures.summary(CPU)), end="\n\n")
+    rounds.print_absent(versions, [f for m in measured.values() for f in m.failures.values()])
+    print(f"\nall samples: build/bench/{args.name}.json")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,19 @@
-"""Every row of the benchmarks runs, and the load generator compares the bytes. Nothing is timed."""
+"""Every row of the benchmarks runs, and the load generator compares the bytes. Nothing is timed.
+What is measured becomes a page, whoever was there to be compared with."""
 
 from __future__ import annotations
 
 import asyncio
 import importlib.util
+import json
+import xml.etree.ElementTree as ET
 from dataclasses import replace
+from pathlib import Path
 
 import harness
 import pytest
+import report
+import rounds
 import rows
 import work
 
@@ -46,3 +52,48 @@ def test_work(name: str) -> None:
         figures = runner.run(work.timed(few))
     assert figures["cpu_ns"] > 0
     assert set(row.figures) <= set(figures)
+
+
+def fake_run(cost: dict[str, float]) -> dict[str, object]:
+    """Two rounds of every row of a full run, in which each contender always costs the same."""
+
+    def sample(text: str, name: str) -> rounds.Sample:
+        figures = {"p50_us": 10.0, "p99_us": 20.0, "p999_us": 30.0, "rps": 1e5}
+        if name == "broken":
+            raise rounds.BenchError(f"{text}: broken")
+        return {"cpu_us_per_request": cost[name], "rss_per_idle": 900, **figures}
+
+    asked = {str(row): row for row in map(rows.Row.parse, rows.FULL.split(","))}
+    measured = rounds.collect({text: [*cost] for text in asked}, 2, sample, lambda _: None)
+    return {
+        "machine": rounds.machine(),
+        "versions": {name: {"version": "1", "python": "CPython 3"} for name in cost},
+        "rows": [
+            {"row": vars(asked[text]), "summary": m.summary("cpu_us_per_request"), **vars(m)}
+            for text, m in measured.items()
+        ],
+    }
+
+
+@pytest.mark.parametrize("baseline", [["uvloop"], []])
+def test_report(baseline: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cost = {"tloop": 5.0, "asyncio": 20.0, "broken": 0.0, **dict.fromkeys(baseline, 4.0)}
+    measured = tmp_path / "run.json"
+    measured.write_text(json.dumps(fake_run(cost)))
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    monkeypatch.setattr(report, "DOCS", tmp_path)
+    report.write([measured], readme)
+
+    page = (tmp_path / "benchmarks.md").read_text()
+    assert "5.00 (1.25)" in page if baseline else "**5.00**" in page
+    assert ("Where another loop leads" in page) == bool(baseline)
+    assert "protocol 1024 B x 1: broken" in page
+    plots = list((tmp_path / "benchmarks").glob("*.svg"))
+    assert {f"(benchmarks/{plot.name})" in page for plot in plots} == {True}
+    for plot in plots:
+        ET.parse(plot)
+    text = readme.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text

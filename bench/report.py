@@ -1,0 +1,431 @@
+"""Turn measurements into pages: ``python bench/report.py [build/bench/*.json ...]``.
+
+Writes docs/benchmarks.md, its plots in docs/benchmarks/, and the table between the markers of the
+README.
+Without arguments it takes run.json and micro.json. Later files add rows to those of the same
+interpreter, or replace them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import harness
+import plots
+import rows
+import work
+from rounds import BASELINE, BUILD, ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+DOCS = ROOT / "docs"
+BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+LOST = 1.02  # closer than this to the leader is not behind it
+BARS = ("tloop", "tloop+mbedtls", "uvloop+primed", "asyncio", "rloop", "blazio", "zloop", "zuvloop")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row as measured: what it is called, and the summary of each contender."""
+
+    label: str
+    name: str
+    unit: str
+    cost: str  # the figure that ratios are taken of
+    row: dict[str, Any]
+    summary: dict[str, dict[str, dict[str, float]]]
+    failures: dict[str, str]
+
+    @classmethod
+    def of(cls, result: dict[str, Any]) -> Line:
+        row = result["row"]
+        measured = result["summary"], result["failures"]
+        if "size" not in row:
+            return cls(row["name"], row["name"], "ns", "cpu_ns", row, *measured)
+        unit = f"µs per {rows.KINDS[row['name']].unit}"
+        return cls(variation(row), row["name"], unit, "cpu_us_per_request", row, *measured)
+
+    def median(self, contender: str, figure: str) -> float | None:
+        found = self.summary.get(contender, {}).get(figure)
+        return found["median"] if found else None
+
+    def cell(self, contender: str) -> str:
+        cost, ratio = self.median(contender, self.cost), self.median(contender, "ratio")
+        if cost is None:
+            return "-"
+        text = number(cost) + (f" ({ratio:.2f})" if ratio is not None else "")
+        return f"**{text}**" if contender == self.leader else text
+
+    @property
+    def leader(self) -> str:
+        """The cheapest contender in Python."""
+        python = [name for name in self.summary if name not in harness.PROGRAMS]
+        return min(python, key=lambda name: self.summary[name][self.cost]["median"], default="")
+
+
+@dataclass
+class Report:
+    """What was measured on one interpreter."""
+
+    python: str
+    machine: dict[str, Any]
+    versions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    rounds: int = 0
+    lines: dict[str, Line] = field(default_factory=dict)
+
+    @property
+    def slug(self) -> str:
+        return re.sub(r"[^a-z0-9.]+", "-", self.python.lower())
+
+    def of(self, *names: str) -> list[Line]:
+        return [line for name in names for line in self.lines.values() if line.name == name]
+
+
+@dataclass(frozen=True)
+class Group:
+    """A section of the page: each table has the rows of some kinds as its columns."""
+
+    title: str
+    tables: tuple[tuple[str, ...], ...]
+    sizes: tuple[str, ...] = ()  # kinds whose cost is plotted against the size
+    latencies: tuple[str, ...] = ()  # kinds whose latencies are plotted
+
+
+GROUPS = (
+    Group(
+        "Echo over TCP",
+        (("protocol",), ("buffered",), ("streams",), ("raw",)),
+        ("protocol", "streams", "raw"),
+        ("protocol", "streams"),
+    ),
+    Group("Echo in TLS", (("tls",), ("tls-buffered",), ("tls-streams",)), ("tls",), ("tls",)),
+    Group("TLS handshakes", (("tls-full", "tls-resumed"),)),
+    Group("Unix sockets and pipes", (("unix-protocol",), ("unix-streams",), ("pipes",))),
+    Group("Connections and datagrams", (("connect", "udp", "udp-flood"),)),
+    Group("Beside idle connections", (("idle-5000", "idle-15000", "tls-idle"),)),
+    Group(
+        "HTTP and files",
+        (("http", "uvicorn", "uvicorn-json", "aiohttp"), ("file", "tls-file")),
+        latencies=("uvicorn",),
+    ),
+)
+# What the README shows: a label, and the rows of its cells.
+README_ROWS = (
+    ("protocol, 1 / 100 KiB echo", ("protocol:1024:50", "protocol:102400:50")),
+    ("buffered protocol, 1 / 100 KiB", ("buffered:1024:50", "buffered:102400:50")),
+    ("streams, 1 / 100 KiB", ("streams:1024:50", "streams:102400:50")),
+    ("`sock_recv`, `sock_sendall`, 1 KiB", ("raw:1024:50",)),
+    ("TLS (`ssl`), 1 / 100 KiB", ("tls:1024:50", "tls:102400:50")),
+    ("TLS handshake, full / resumed", ("tls-full:16:10", "tls-resumed:16:10")),
+    ("UDP, 50 peers", ("udp:1024:50",)),
+    ("connect, echo, close", ("connect:64:50",)),
+    ("uvicorn, plain text", ("uvicorn:0:50",)),
+    ("aiohttp", ("aiohttp:0:50",)),
+    ("`sleep(0)`, 1 / 100 tasks", ("sleep(0), 1 task", "sleep(0), 100 tasks")),
+    ("`call_soon`, chain / bulk", ("call_soon chain", "call_soon bulk")),
+    ("`call_later` and cancel", ("call_later + cancel",)),
+    ("subprocess, spawn and wait", ("subprocess spawn + wait",)),
+)
+README_LOOPS = ("tloop", "uvloop", "uvloop+primed", "asyncio")
+
+
+def number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def size_of(row: dict[str, Any]) -> str:
+    size = row["size"]
+    return f"{size // 1024} KiB" if size >= 1024 and size % 1024 == 0 else f"{size:,} B"
+
+
+def variation(row: dict[str, Any]) -> str:
+    """A row's heading: its name, and the numbers that are not the name's own."""
+    kind = rows.KINDS[row["name"]]
+    several = row["connections"] != kind.connections or row["name"] in ("udp", "protocol")
+    parts = [row["name"]]
+    if row["size"] and not kind.file and kind.unit == "request":
+        parts.append(size_of(row))
+    return ", ".join(parts) + (f" x {row['connections']}" if several else "")
+
+
+def key_of(row: dict[str, Any]) -> str:
+    return ":".join(str(row[part]) for part in ("name", "size", "connections") if part in row)
+
+
+def load(paths: Iterable[Path]) -> list[Report]:
+    reports: dict[str, Report] = {}
+    for path in paths:
+        content = json.loads(path.read_text())
+        found = [v["python"] for v in content["versions"].values() if "python" in v]
+        python = found[0] if found else "C"
+        report = reports.setdefault(python, Report(python, content["machine"]))
+        report.versions |= content["versions"]
+        for result in content["rows"]:
+            report.lines[key_of(result["row"])] = Line.of(result)
+            report.rounds = max([report.rounds, *map(len, result["samples"].values())])
+    return list(reports.values())
+
+
+def table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    marks = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, marks, *body))
+
+
+def contenders_of(lines: Sequence[Line], report: Report) -> list[str]:
+    """In the order in which they were asked for."""
+    return [name for name in report.versions if any(name in line.summary for line in lines)]
+
+
+def costs(lines: Sequence[Line], report: Report) -> str:
+    """Contenders downwards, rows across: CPU cost and ratio."""
+    body = [
+        [f"`{name}`", *(line.cell(name) for line in lines)] for name in contenders_of(lines, report)
+    ]
+    return table(["CPU " + lines[0].unit, *(line.label for line in lines)], body)
+
+
+def memory(lines: Sequence[Line], report: Report) -> str:
+    body = []
+    for name in contenders_of(lines, report):
+        values = [line.median(name, "rss_per_idle") for line in lines]
+        body.append([f"`{name}`", *("-" if v is None else f"{v:,.0f}" for v in values)])
+    return table(["bytes per idle connection", *(line.label for line in lines)], body)
+
+
+FIGURES = {
+    "rps": "per second",
+    "p50_us": "p50 µs",
+    "p99_us": "p99 µs",
+    "p999_us": "p99.9 µs",
+    "rss_per_idle": "bytes/idle",
+}
+
+
+def details(line: Line, report: Report) -> str:
+    """All figures of a row: contenders downwards."""
+    shown = [key for key in FIGURES if any(key in figures for figures in line.summary.values())]
+    head = [line.label, "CPU", "min", "max", f"x {BASELINE}", *(FIGURES[key] for key in shown)]
+    body = []
+    for name in contenders_of([line], report):
+        figures = line.summary[name]
+        cost = [number(figures[line.cost][key]) for key in ("median", "min", "max")]
+        ratio = "-"
+        if "ratio" in figures:
+            ratio = "{median:.2f} ({min:.2f}-{max:.2f})".format(**figures["ratio"])
+        rest = [number(figures[key]["median"]) if key in figures else "-" for key in shown]
+        body.append([f"`{name}`", *cost, ratio, *rest])
+    return table(head, body)
+
+
+class Page:
+    """The Markdown of one interpreter's report, and the plots that it refers to."""
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+        self.parts: list[str] = []
+
+    def add(self, *parts: str) -> None:
+        self.parts += parts
+
+    def plot(self, name: str, alt: str, svg: str) -> None:
+        path = DOCS / "benchmarks" / f"{self.report.slug}-{name}.svg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(svg)
+        self.add(f"![{alt}](benchmarks/{path.name})")
+
+    def bars(self, group: Group, lines: Sequence[Line]) -> None:
+        ratios: dict[str, dict[str, float]] = {}
+        for line in lines:
+            values = {name: line.median(name, "ratio") for name in BARS}
+            known = {name: value for name, value in values.items() if value is not None}
+            if known:
+                ratios[line.label] = known
+        if ratios:
+            title = f"{group.title}: server CPU relative to {BASELINE}"
+            self.plot(slug(group.title), title, plots.bars(title, ratios))
+
+    def sizes(self, kind: str) -> None:
+        lines = [line for line in self.report.of(kind) if line.row["connections"] != 1]
+        ticks = [size_of(line.row) for line in lines]
+        curves: dict[str, dict[str, float]] = {}
+        for line in lines:
+            for name in ("tloop", "tloop+mbedtls", "uvloop", "uvloop+primed", "asyncio", "epoll"):
+                if (cost := line.median(name, line.cost)) is not None:
+                    curves.setdefault(name, {})[size_of(line.row)] = cost
+        if len(ticks) > 1:
+            title = f"{kind}: server CPU per request against the size of a message"
+            self.plot(f"{kind}-sizes", title, plots.lines(title, ticks, curves, "µs"))
+
+    def connections(self) -> None:
+        """Cost against the number of connections, busy and idle."""
+        keys = {
+            "1": "protocol:1024:1",
+            "50": "protocol:1024:50",
+            "50 + 5,000 idle": "idle-5000:1024:50",
+            "50 + 15,000 idle": "idle-15000:1024:50",
+        }
+        found = {
+            tick: self.report.lines[key] for tick, key in keys.items() if key in self.report.lines
+        }
+        curves: dict[str, dict[str, float]] = {}
+        for tick, line in found.items():
+            for name in ("tloop", "uvloop", "uvloop+primed", "asyncio", "asyncio+primed", "epoll"):
+                if (cost := line.median(name, line.cost)) is not None:
+                    curves.setdefault(name, {})[tick] = cost
+        if len(found) > 1:
+            title = "protocol, 1 KiB: server CPU per request against connections"
+            self.plot("connections", title, plots.lines(title, list(found), curves, "µs"))
+
+    def latencies(self, kind: str) -> None:
+        busy = [line for line in self.report.of(kind) if line.row["connections"] != 1]
+        for line in busy[:1]:
+            points: dict[str, list[float]] = {}
+            for name in contenders_of([line], self.report):
+                values = [line.median(name, key) for key in ("p50_us", "p99_us", "p999_us")]
+                points[name] = [value for value in values if value]
+            title = f"{line.label}: latency, p50, p99 and p99.9"
+            self.plot(f"{kind}-latency", title, plots.ranges(title, points, "µs"))
+
+    def group(self, group: Group) -> None:
+        lines = [line for names in group.tables for line in self.report.of(*names)]
+        if not lines:
+            return
+        self.add(f"### {group.title}")
+        self.bars(group, [line for line in lines if line.row["connections"] != 1 or len(lines) < 9])
+        for names in group.tables:
+            if columns := self.report.of(*names):
+                self.add(costs(columns, self.report))
+        if idle := [line for line in lines if "idle" in line.name]:
+            self.add(memory(idle, self.report))
+            self.connections()
+        for kind in group.sizes:
+            self.sizes(kind)
+        for kind in group.latencies:
+            self.latencies(kind)
+        everything = [details(line, self.report) for line in lines]
+        self.add("<details><summary>all figures</summary>", *everything, "</details>")
+
+    def work(self) -> None:
+        """What a loop does by itself: rows downwards."""
+        lines = self.report.of(*work.ROWS)
+        if not lines:
+            return
+        names = contenders_of(lines, self.report)
+        body = [[line.label, *(line.cell(name) for name in names)] for line in lines]
+        self.add("### Alone, and as a client", table(["CPU ns per operation", *names], body))
+        body = []
+        for line in lines:
+            for figure in work.ROWS[line.name].figures:
+                values = [line.median(name, figure) for name in names]
+                cells = ["-" if value is None else number(value) for value in values]
+                body.append([f"{line.label}: {figure}", *cells])
+        if body:
+            self.add(table(["besides the CPU", *names], body))
+
+    def lost(self) -> None:
+        """Rows in which another loop leads, in the open."""
+        body = []
+        for line in self.report.lines.values():
+            own = {name: line.median(name, line.cost) for name in line.summary if "tloop" in name}
+            costs = [cost for name, cost in own.items() if cost and name not in harness.PROGRAMS]
+            lead = line.median(line.leader, line.cost)
+            if costs and lead and min(costs) > LOST * lead:
+                cells = (number(min(costs)), line.leader, number(lead), f"{min(costs) / lead:.2f}")
+                body.append([line.label, *cells])
+        if body:
+            body.sort(key=lambda cells: -float(cells[-1]))
+            self.add("### Where another loop leads")
+            self.add(table(["row", "tloop", "leader", "leader's CPU", "tloop / leader"], body))
+
+    def failures(self) -> None:
+        absent = [
+            f"- {name}: {v['error']}" for name, v in self.report.versions.items() if "error" in v
+        ]
+        for line in self.report.lines.values():
+            absent += [f"- {reason}" for reason in line.failures.values()]
+        if absent:
+            self.add("### Not measured", "\n".join(absent))
+
+    def text(self) -> str:
+        machine, versions = self.report.machine, self.report.versions
+        loops = [
+            f"{n} {v['version']}" for n, v in versions.items() if "version" in v and "+" not in n
+        ]
+        self.add(f"## {self.report.python}")
+        self.add(
+            f"{machine['cpu']}, {machine['cores']} cores, Linux {machine['kernel']}, commit "
+            f"`{str(machine['commit'])[:10]}`{' and changes' * machine['dirty']}; median of "
+            f"{self.report.rounds} interleaved rounds. {', '.join(loops)}."
+        )
+        self.lost()
+        for group in GROUPS:
+            self.group(group)
+        self.work()
+        self.failures()
+        return "\n\n".join(self.parts)
+
+
+def slug(title: str) -> str:
+    return title.lower().replace(" ", "-")
+
+
+INTRODUCTION = f"""# Benchmarks
+
+Written by `bench/report.py` from what `make bench-full` measured;
+[bench/README.md](../bench/README.md) tells how. Costs are CPU time of the server's process, user
+and kernel together; in parentheses the ratio to {BASELINE} of the same round (median of the
+rounds), below 1 is cheaper. Bold is the cheapest loop of a column. `+primed` had glibc's allocator
+primed first, which tloop does by itself; `+mbedtls` is a `TLSContext`; `tloop.h`, `tloop_tls.h`,
+`epoll` and `libuv` are servers in C."""
+
+
+def readme_table(report: Report) -> str:
+    body = []
+    for label, keys in README_ROWS:
+        lines = [report.lines[key] for key in keys if key in report.lines]
+        if len(lines) < len(keys):
+            continue
+        cells = [label]
+        for name in README_LOOPS:
+            ratios = [line.median(name, "ratio") for line in lines]
+            cells.append(" / ".join("-" if r is None else f"{r:.2f}" for r in ratios))
+        body.append(cells)
+    return table(["CPU relative to uvloop", *README_LOOPS], body)
+
+
+def replace_between(path: Path, text: str) -> None:
+    """Put a text between the markers of a file; a file without them is left alone."""
+    content = path.read_text()
+    if BEGIN not in content or END not in content:
+        print(f"{path.name} has no {BEGIN} … {END}")
+        return
+    before, rest = content.split(BEGIN, 1)
+    after = rest.split(END, 1)[1]
+    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    usual = [BUILD / "run.json", BUILD / "micro.json"]
+    parser.add_argument("files", nargs="*", type=Path, default=usual)
+    write(parser.parse_args().files, ROOT / "README.md")
+
+
+def write(files: Sequence[Path], readme: Path) -> None:
+    """Replace the page, its plots and the README's table by what the files say."""
+    reports = load(files)
+    for old in (DOCS / "benchmarks").glob("*.svg"):
+        old.unlink()
+    pages = [Page(report).text() for report in reports]
+    (DOCS / "benchmarks.md").write_text("\n\n".join([INTRODUCTION, *pages]) + "\n")
+    replace_between(readme, readme_table(reports[0]))
+
+
+if __name__ == "__main__":
+    main()
