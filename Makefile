@@ -36,7 +36,7 @@ pip = $(VENV)/bin/pip --quiet --disable-pip-version-check --no-input
 
 c_programs := $(patsubst examples/%.c,build/examples/%,$(wildcard examples/*.c))
 c_sources := $(wildcard tloop.h tloop_tls.h \
-  $(foreach folder,examples bench tests/c tests/fuzz tests/interop,$(folder)/*.[ch]))
+  $(foreach folder,examples bench tests/c tests/fuzz tests/interop .ci,$(folder)/*.[ch]))
 # What the compiler needs for mbedTLS, one word per line; empty when there is none.
 tls := build/mbedtls.flags
 

@@ -277,6 +277,11 @@ TL_API int tl_tls_cipher(const tl_tls *tls, int index, char *out, size_t capacit
    Returns: a static string. Thread: any. */
 TL_API const char *tl_tls_library(void);
 
+/* What computes AES-GCM here: "mbedTLS", or "ipsec-mb 1.3.0, VAES" where mbedTLS was built with
+   that library and the processor has what it needs.
+   Returns: a static string. Thread: any. */
+TL_API const char *tl_tls_gcm(void);
+
 /* All that the flags say, one reason per line.
    Returns: length without the final zero, or -ENOSPC. Thread: any. */
 TL_API int tl_tls_verify_text(uint32_t flags, char *out, size_t capacity);
@@ -361,6 +366,9 @@ TL_API tl_tls_session *tl_tls_session_load(const void *data, size_t nbytes, int6
 #include <mbedtls/ssl_ticket.h>
 #include <mbedtls/x509_crl.h>
 #include <mbedtls/x509_crt.h>
+#if defined(MBEDTLS_GCM_ALT)
+#include <mbedtls/gcm.h>
+#endif
 #include <psa/crypto.h>
 #include <pthread.h>
 #include <sys/random.h>
@@ -577,6 +585,14 @@ TL_API int tl_tls_verify_text(uint32_t flags, char *out, size_t capacity) {
 }
 
 TL_API const char *tl_tls_library(void) { return MBEDTLS_VERSION_STRING_FULL; }
+
+TL_API const char *tl_tls_gcm(void) {
+#ifdef TL_GCM_ALT_H
+  const char *name = tl_gcm_alt_name();
+  if (name) return name;
+#endif
+  return "mbedTLS";
+}
 
 // >>tls-random
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import ssl
 import threading
 from collections.abc import Callable
@@ -134,6 +135,11 @@ def test_what_the_other_role_has(name: str, value: Any) -> None:
     context = TLSContext(SERVER if name == "session" else CLIENT)
     with pytest.raises(ValueError, match=f"{name} is for"):
         setattr(context, name, value)
+
+
+def test_what_does_the_work_is_named() -> None:
+    name = TLSContext(SERVER).library
+    assert re.fullmatch(r"Mbed TLS [\d.]+, AES-GCM by (mbedTLS|ipsec-mb [\d.]+, .+)", name)
 
 
 def test_time_outs_of_closing() -> None:

@@ -19,6 +19,7 @@ from tloop_py._tlscore import (
     Settings,
     default_ciphers,
     knows_cipher,
+    library,
     understood,
 )
 from tloop_py._tlserror import no_authority, ssl_error
@@ -134,7 +135,7 @@ class TLSContext:
                 self._check_complete()
                 callbacks = Callbacks(self._sni_callback, self._keylog)
                 self._core = Core(self._settings(), callbacks if any(callbacks) else None)
-                logger.debug("%r is ready", self)
+                logger.debug("%r is ready, by %s", self, self.library)
             return self._core
 
     def _check_complete(self) -> None:
@@ -418,6 +419,11 @@ class TLSContext:
         ]
 
     # -- connections -------------------------------------------------------------------------------
+
+    @property
+    def library(self) -> str:
+        """What does the work, as "Mbed TLS 3.6.6, AES-GCM by ipsec-mb 1.3.0, VAES"."""
+        return library()
 
     @property
     def close_timeout(self) -> float:

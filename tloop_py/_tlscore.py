@@ -96,6 +96,12 @@ class Core:
         _check(lib.tl_tls_ticket_key(self.c, key, len(key)), "set_ticket_key()")
 
 
+def library() -> str:
+    """Which mbedTLS this is, and what computes its AES-GCM."""
+    name, gcm = ffi.string(lib.tl_tls_library()), ffi.string(lib.tl_tls_gcm())
+    return f"{name.decode()}, AES-GCM by {gcm.decode()}"
+
+
 def _describe(settings: Settings) -> tuple[Any, list[Any]]:
     """A tl_tls_desc, and the texts that it refers to."""
     texts = [_text(",".join(settings.alpn) or None)]
