@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import random
 import socket
 import time
 import weakref
@@ -63,6 +64,30 @@ def test_call_at_in_the_past_runs_in_the_next_tick(loop: Loop) -> None:
     loop.stop()
     loop.run_forever()
     assert order == ["long past", "past"]
+
+
+def test_many_that_are_due_at_once_run_in_order(loop: Loop) -> None:
+    """Among others that are not, and some that are cancelled."""
+    order: list[int] = []
+    start = loop.time()
+    numbers = random.Random(1).sample(range(5000), 5000)
+    timers = [
+        loop.call_at(start - 1 + number / 5000, order.append, number)
+        if number < 4000
+        else loop.call_at(start + 3600 + number, order.append, number)
+        for number in numbers
+    ]
+    for number, timer in zip(numbers, timers, strict=True):
+        if number % 10 == 0:
+            timer.cancel()
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    assert order == [number for number in range(4000) if number % 10]
+    order.clear()
+    for number in (3, 1, 2):
+        loop.call_later(number / 1000, order.append, number)
+    run_for(loop, 0.006)
+    assert order == [1, 2, 3]
 
 
 @pytest.mark.loops("tloop")  # asyncio: fires at once up to 3.11, later breaks run_forever

@@ -59,6 +59,9 @@ _ROW = 4  # integers per event
 _MAX_TIMEOUT = 24 * 3600  # seconds; asyncio's limit for one wait
 # As asyncio: rebuild the timer heap when more than half of more than 100 timers are cancelled.
 _MIN_TIMERS = 100
+# So many timers, and 1/32 of all, are due at once: sorting costs less than taking the others one by
+# one (10^5 of 10^5: 2.3 instead of 3.3 us each).
+_MANY = 50
 # A loop that watches nothing but has callbacks to run need not ask the kernel each time (0.5 us);
 # signals wait that many ticks at most.
 _MAX_SKIPPED = 15
@@ -291,12 +294,30 @@ class Loop(
         end = now + self._clock_resolution
         if end == now:  # a patched clock that shows large numbers
             end = nextafter(now, inf)
+        popped = 0
         while timers:
             if timers[0][0] >= end:
                 break
+            if popped > _MANY and popped > len(timers) >> 5:
+                self._move_many_timers(end)
+                return
+            popped += 1
             handle = heappop(timers)[2]
             handle._scheduled = False
             self._ready.append(handle)
+
+    def _move_many_timers(self, end: float) -> None:
+        """The rest of those that are due before end."""
+        timers = self._timers
+        timers.sort()  # still a heap
+        count = 0
+        for when, _, handle in timers:
+            if when >= end:
+                break
+            count += 1
+            handle._scheduled = False
+            self._ready.append(handle)
+        del timers[:count]
 
     # -- the tick ---------------------------------------------------------------------------------
 
