@@ -107,11 +107,13 @@ int __real_mbedtls_ssl_write_handshake_msg_ext(mbedtls_ssl_context *ssl, int add
 int __wrap_mbedtls_ssl_write_handshake_msg_ext(mbedtls_ssl_context *ssl, int adds, int flushes);
 int __wrap_mbedtls_ssl_finish_handshake_msg(mbedtls_ssl_context *ssl, size_t room, size_t nbytes);
 
-/* Data that is encrypted with the keys of the connection itself is received, and rightly. */
+/* Data that is encrypted with the keys of the connection itself is received, and rightly. In TLS 1.3
+   zeros are padding, and the byte before them is the type. */
 static bool is_data(const mbedtls_ssl_context *ssl, const edit *e) {
-  bool early = mbedtls_ssl_get_version_number(ssl) == MBEDTLS_SSL_VERSION_TLS1_3 &&
-               ssl->transform_out != ssl->transform_application;
-  return e->value == MBEDTLS_SSL_MSG_APPLICATION_DATA && ssl->transform_out && !early;
+  bool tls13 = mbedtls_ssl_get_version_number(ssl) == MBEDTLS_SSL_VERSION_TLS1_3;
+  if (!ssl->transform_out || (tls13 && ssl->transform_out != ssl->transform_application))
+    return false;
+  return e->value == MBEDTLS_SSL_MSG_APPLICATION_DATA || (tls13 && e->value == 0);
 }
 
 static int send_record(mbedtls_ssl_context *ssl, const edit *e) {
