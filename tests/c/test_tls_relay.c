@@ -109,7 +109,8 @@ TEST_ON(bytes_may_come_in_any_portions, ON_REAL | SLOW) {
   }
 }
 
-/* Every 13th byte: 13 has no factor in common with the lengths of anything here. */
+/* A cut after each byte of the handshake, a flip in every 13th, which has no factor in common with
+   the lengths of anything here; of the data, which all records protect alike, only a few. */
 static void disturb(int32_t version, bool cut) {
   tls_plan plan = contexts(version);
   for (int down = 0; down < 2; down++) {
@@ -117,7 +118,7 @@ static void disturb(int32_t version, bool cut) {
     ASSERT_TRUE(run(&w, begin(&w, plan)));
     int64_t total = w.passed[down];
     ASSERT_GT(total, 5200);
-    for (int64_t at = 0; at < total; at += at < total - 5000 ? 13 : 977) {
+    for (int64_t at = 0; at < total; at += at < total - 5000 ? (cut ? 1 : 13) : 977) {
       wire disturbed = {.chunk = 4096, .downwards = down, .cut = -1, .flip = -1};
       *(cut ? &disturbed.cut : &disturbed.flip) = at;
       bool good = run(&disturbed, begin(&disturbed, plan));
@@ -131,3 +132,48 @@ TEST_ON(a_cut_after_any_byte_tls12, ON_ONCE | SLOW) { disturb(TL_TLS_1_2, true);
 TEST_ON(a_cut_after_any_byte_tls13, ON_ONCE | SLOW) { disturb(TL_TLS_1_3, true); }
 TEST_ON(a_flip_in_any_byte_tls12, ON_ONCE | SLOW) { disturb(TL_TLS_1_2, false); }
 TEST_ON(a_flip_in_any_byte_tls13, ON_ONCE | SLOW) { disturb(TL_TLS_1_3, false); }
+
+/* More than a record may have, with a header that is good otherwise. */
+static void too_long(int32_t version, bool down) {
+  wire w = {.chunk = 4096, .cut = -1, .flip = -1};
+  tls_plan plan = contexts(version);
+  tl_loop *loop = begin(&w, plan);
+  const tls_end *to = down ? &tls_a : &tls_b;
+  while (!tls_a.tls || !tls_b.tls) pass(&w, false), pass(&w, true), tls_tick(loop, 0);
+  ASSERT_EQ(send(down ? w.client : w.server, "\x17\x03\x03\x48\x01", 5, MSG_NOSIGNAL), 5);
+  tls_wait(loop, &to->failed);
+  ASSERT_TRUE(to->error < 0 && to->error != TL_ETLS_TRUNCATED);
+  ASSERT_EQ(to->received, 0);
+  tls_end_pair(loop);
+  close(w.client);
+  close(w.server);
+  release(&plan);
+}
+
+TEST_ON(a_record_that_is_too_long, ON_REAL) {
+  TLS_EACH_VERSION(v) {
+    too_long(v, false);
+    too_long(v, true);
+  }
+}
+
+/* The time is for all of the handshake, however often a byte of it comes. */
+TEST_ON(who_sends_byte_by_byte_is_given_up, ON_REAL) {
+  tls_plan plan = contexts(TL_TLS_1_3);
+  tl_loop *loop = t_loop();
+  int fds[2];
+  t_socketpair(SOCK_STREAM, fds);
+  tls_b = (tls_end){.handle = ASSERT_OK(tl_stream_open(loop, fds[0], 0))};
+  tl_tls_attach_desc to = {.handshake_timeout_ns = 20 * T_MS};
+  ASSERT_EQ(tl_tls_attach(loop, tls_b.handle, plan.server, &to), 0);
+  ASSERT_EQ(send(fds[1], "\x16\x03\x01\x40\x00\x01\x00\x3f\xfc", 9, MSG_NOSIGNAL), 9);
+  for (int n = 0; !tls_b.tls; n++) {
+    ASSERT_LT(n, 0x3ffc);
+    ASSERT_EQ(send(fds[1], "", 1, MSG_NOSIGNAL), 1);
+    tls_tick(loop, T_MS);
+  }
+  ASSERT_EQ(tls_b.tls_result, -ETIMEDOUT);
+  tls_end_pair(loop);
+  close(fds[1]);
+  release(&plan);
+}
