@@ -1362,9 +1362,11 @@ static void tl__tls_ended(tl__tls *t, int rc) {
   t->end = tl__tls_failure(t, rc);
 }
 
-/* A ticket of TLS 1.3 costs two calls: the first finds it and answers as if bytes were missing, the
-   second takes it. Without the second the next write would, and fail. */
-static bool tl__tls_has_ticket(const tl__tls *t, int rc) {
+/* Calls that bring nothing, though more may be there. A ticket of TLS 1.3 costs two: the first
+   finds it and answers as if bytes were missing, the second takes it; without that the next write
+   would, and fail. Two empty records in a row look like the end; mbedTLS refuses the fourth. */
+static bool tl__tls_goes_on(const tl__tls *t, int rc) {
+  if (rc == 0) return t->in_left || !t->eof;
   return rc == MBEDTLS_ERR_SSL_RECEIVED_NEW_SESSION_TICKET ||
          (rc == MBEDTLS_ERR_SSL_WANT_READ && tl__tls_step_of(t) != MBEDTLS_SSL_HANDSHAKE_OVER);
 }
@@ -1381,7 +1383,7 @@ static int64_t tl__tls_take(tl__tls *t, unsigned char *out, size_t room) {
       rc = MBEDTLS_ERR_SSL_UNEXPECTED_MESSAGE;
     if (rc > 0)
       total += (size_t)rc;
-    else if (tl__tls_has_ticket(t, rc))
+    else if (tl__tls_goes_on(t, rc))
       continue;
     else if (rc == MBEDTLS_ERR_SSL_WANT_READ || rc == MBEDTLS_ERR_SSL_WANT_WRITE)
       break;
