@@ -160,16 +160,18 @@ test-py: module $(VENV)/test.stamp
 	@echo "all in debug mode, but for the slow ones, which measure scale or compare every call"
 	@TLOOP_TEST_LOOPS=tloop PYTHONASYNCIODEBUG=1 $(pytest) $(behaviour) -m "not slow"
 
+interop_programs := peer peer_asan go_peer
 # TLS in C with other people's; what is not installed is skipped. `make interop` tests 64 MiB with
 # every combination.
-interop_parts := module $(VENV)/interop.stamp build/interop/peer build/interop/go_peer
+interop_parts := module $(VENV)/interop.stamp $(interop_programs:%=build/interop/%)
 test-interop: $(interop_parts)
 	@[ ! -s $(tls) ] || $(pytest) tests/interop -m "not slow"
 
 interop: $(interop_parts)
 	@[ ! -s $(tls) ] || $(pytest) tests/interop
 
-build/interop/peer: tests/interop/peer.c tloop.h tloop_tls.h $(tls)
+build/interop/peer_asan: CFLAGS := -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all
+build/interop/peer build/interop/peer_asan: tests/interop/peer.c tloop.h tloop_tls.h $(tls)
 	@mkdir -p $(@D)
 	@[ ! -s $(tls) ] || $(CC) $(strict) $(CFLAGS) -I. $< $$(cat $(tls)) -pthread -o $@
 

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 
 import pytest
 from interopkit import FOREIGN, PATIENCE, Foreign
+
+with warnings.catch_warnings(action="ignore"):  # it uses asyncore, which was to go
+    import tlslite  # noqa: F401
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

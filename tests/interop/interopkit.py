@@ -193,9 +193,9 @@ def listening_port(pid: int) -> int:
 class Ours(Program):
     """A process of peer.c, and what it reported."""
 
-    def __init__(self, role: str, **options: object) -> None:
+    def __init__(self, role: str, program: str = "peer", **options: object) -> None:
         words = [f"{name}={value}" for name, value in options.items() if value is not None]
-        super().__init__(str(BUILD / "peer"), role, *words)
+        super().__init__(str(BUILD / program), role, *words)
 
     def end(self) -> None:
         assert self.process.stdin
@@ -216,6 +216,24 @@ class Ours(Program):
         assert event is not None
         return event
 
+    def wait_for_lines(self, count: int) -> None:
+        with self.changed:
+            assert self.changed.wait_for(lambda: self.out.count(b"\n") >= count, 3 * PATIENCE)
+
+    def wait_for_ends(self) -> None:
+        """Until each of its connections has ended."""
+        end = time.monotonic() + PATIENCE
+        while self.sockets() > 1:
+            assert time.monotonic() < end, str(self)
+            time.sleep(0.001)
+
+    def sockets(self) -> int:
+        count = 0
+        for link in Path(f"/proc/{self.process.pid}/fd").glob("*"):
+            with suppress(FileNotFoundError):  # closed meanwhile
+                count += str(link.readlink()).startswith("socket:")
+        return count
+
     @property
     def port(self) -> int:
         port: int = self.event("listening")["port"]
@@ -227,11 +245,11 @@ def options_of(case: Case) -> dict[str, object]:
 
 
 @contextmanager
-def our_server(case: Case, **options: object) -> Iterator[Ours]:
+def our_server(case: Case, program: str = "peer", **options: object) -> Iterator[Ours]:
     options = {"cert": pem(case.cert), **options_of(case), **options}
     if case.mutual:
         options.setdefault("verify", "required")
-    ours = Ours("server", **options)
+    ours = Ours("server", program, **options)
     try:
         yield ours
     finally:
