@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import os
 import random
 import resource
+import signal
 import socket
 import sys
 import threading
@@ -220,6 +222,9 @@ async def other_loops(field: Field) -> AsyncIterator[Round]:
     yield one_round
 
 
+CHILD_LIMIT = 20  # seconds
+
+
 class _Child:
     """A forked process that does some work."""
 
@@ -234,6 +239,9 @@ class _Child:
     @staticmethod
     def _run(work: Callable[[], object]) -> NoReturn:
         status = 1
+        # A child that hangs shows where, and dies.
+        faulthandler.register(signal.SIGALRM, all_threads=True, chain=True)
+        signal.alarm(CHILD_LIMIT)
         try:
             work()
             status = 0
@@ -264,7 +272,7 @@ async def forks(field: Field) -> AsyncIterator[Round]:
                 await asyncio.sleep(0.001)
         finally:
             child.has_ended(flags=0)
-        assert child.code == 0, "the child of a fork failed"
+        assert child.code == 0, f"the child of a fork ended with {child.code}"
         return 0
 
     yield one_round
