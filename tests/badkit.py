@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import functools
 import inspect
@@ -46,6 +47,18 @@ def closed_socket() -> socket.socket:
     sock = socket.socket()
     sock.close()
     return sock
+
+
+@functools.cache
+def _folder() -> str:
+    folder = tempfile.TemporaryDirectory(prefix="tl-")
+    atexit.register(folder.cleanup)
+    return folder.name
+
+
+def empty(folder: str) -> None:
+    for name in os.listdir(folder):
+        os.unlink(f"{folder}/{name}")
 
 
 class Env:
@@ -107,7 +120,9 @@ class Env:
 
     @functools.cached_property
     def folder(self) -> str:
-        return self.stack.enter_context(tempfile.TemporaryDirectory())
+        """Emptied, and not removed, after each call: that would take longer than the call."""
+        self.stack.callback(empty, _folder())
+        return _folder()
 
     @functools.cached_property
     def unix_path(self) -> str:
@@ -228,6 +243,7 @@ class Case:
     by_keyword: bool = False
 
 
+@functools.cache
 def parameters(function: Any) -> dict[str, inspect.Parameter]:
     """By name, without `self`."""
     try:
@@ -467,7 +483,8 @@ def call_on_loop(outcome: Outcome, loop: Loop, make: Callable[[], Any], patience
 
     async def within() -> None:
         results.append(await attempt(outcome, make, patience))
-        await asyncio.sleep(0.0005)  # callbacks and timers that it has scheduled run
+        await asyncio.sleep(1e-9)  # callbacks and timers that it has scheduled run
+        await turns(5)
 
     try:
         loop.run_until_complete(within())
