@@ -104,6 +104,21 @@ async def test_nothing_is_received_after_close(loop: Loop) -> None:
         assert protocol.calls == ["made", "lost"]
 
 
+async def send_for_ever(far: socket.socket) -> None:
+    while True:
+        with contextlib.suppress(BlockingIOError):
+            far.send(b"x")
+        await turns()
+
+
+async def test_a_peer_that_goes_on_sending_after_close_is_reset(loop: Loop) -> None:
+    async with connected() as (transport, protocol, far):
+        transport.close()
+        await until(lambda: protocol.lost)
+        with pytest.raises(ConnectionError):
+            await send_for_ever(far)
+
+
 async def test_close_sends_what_was_written(loop: Loop) -> None:
     data = b"x" * 3_000_000
     async with connected() as (transport, protocol, far):

@@ -103,9 +103,11 @@ async def test_a_part_of_a_file_is_sent(
     fallback: bool,
 ) -> None:  # fmt: skip
     file.seek(17)  # the position at the beginning does not matter
-    sending = asyncio.ensure_future(sender(file, offset, count, fallback=fallback))
-    assert await read_all(sender.far, end - begin) == DATA[begin:end]
-    assert await sending == end - begin
+    sent, got = await asyncio.gather(
+        sender(file, offset, count, fallback=fallback), read_all(sender.far, end - begin)
+    )
+    assert got == DATA[begin:end]
+    assert sent == end - begin
     assert file.tell() == end
 
 
@@ -126,9 +128,10 @@ async def test_writes_before_and_after_keep_their_place(loop: Loop, file: Binary
         before, after = b"<" * 300_000, b">" * 1000
         transport.write(before[:-1])
         transport.write(before[-1:])
-        sending = loop.create_task(loop.sendfile(transport, file))
-        got = await read_all(far, len(before) + len(DATA))
-        assert await sending == len(DATA)
+        sent, got = await asyncio.gather(
+            loop.sendfile(transport, file), read_all(far, len(before) + len(DATA))
+        )
+        assert sent == len(DATA)
         transport.write(after)
         assert got + await read_all(far, len(after)) == before + DATA + after
 
@@ -142,12 +145,12 @@ async def test_a_socket_sends_a_file_while_it_receives(loop: Loop, file: BinaryI
         await turns()
         far.send(b"meanwhile")
         assert await receiving == b"meanwhile"
-        assert not sending.done()
+        assert not sending.done(), sending.exception()
         assert await read_all(far, len(DATA)) == DATA
         assert await sending == len(DATA)
 
 
-async def test_other_tasks_run_meanwhile(loop: Loop, sender: Sender, file: BinaryIO) -> None:
+async def test_other_tasks_run_meanwhile(sender: Sender, file: BinaryIO) -> None:
     """Also when the receiver never lets the sender wait."""
     steps = 0
 
@@ -158,9 +161,8 @@ async def test_other_tasks_run_meanwhile(loop: Loop, sender: Sender, file: Binar
             await asyncio.sleep(0)
 
     sending = asyncio.ensure_future(sender(file))
-    counting = loop.create_task(count())
-    assert await read_all(sender.far, len(DATA)) == DATA
-    await counting
+    _, got, _ = await asyncio.gather(sending, read_all(sender.far, len(DATA)), count())
+    assert got == DATA
     assert steps > 3
 
 
@@ -204,9 +206,9 @@ async def test_a_first_call_that_fails_falls_back(
     sender: Sender, file: BinaryIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failing_sendfile(monkeypatch, 0, no_socket())
-    sending = asyncio.ensure_future(sender(file, 5, 30_000))
-    assert await read_all(sender.far, 30_000) == DATA[5:30_005]
-    assert await sending == 30_000
+    sent, got = await asyncio.gather(sender(file, 5, 30_000), read_all(sender.far, 30_000))
+    assert got == DATA[5:30_005]
+    assert sent == 30_000
     assert file.tell() == 30_005
 
 
@@ -354,6 +356,7 @@ async def test_writing_is_refused_meanwhile(loop: Loop, file: BinaryIO) -> None:
             transport.write(queued)
             sending = loop.create_task(loop.sendfile(transport, file))
             await turns()
+            assert not sending.done(), sending.exception()
             with pytest.raises(RuntimeError, match="sendfile is in progress"):
                 transport.write(b"not now")
             with pytest.raises(RuntimeError, match="sendfile is in progress"):

@@ -85,16 +85,16 @@ def test_handlers_of_several_signals(loop: Loop) -> None:
         assert loop.remove_signal_handler(number)
 
 
-def test_a_burst_of_signals_is_not_lost(loop: Loop) -> None:
+async def test_a_burst_of_signals_is_not_lost(loop: Loop) -> None:
     calls: list[int] = []
     loop.add_signal_handler(signal.SIGUSR1, calls.append, 1)
     for _ in range(100):
         send(signal.SIGUSR1)
-    loop.run_until_complete(until(lambda: calls))
-    loop.run_until_complete(asyncio.sleep(0.002))
+    await until(lambda: calls)
+    await asyncio.sleep(0.002)
     before = len(calls)
     send(signal.SIGUSR1)
-    loop.run_until_complete(until(lambda: len(calls) > before))
+    await until(lambda: len(calls) > before)
     loop.remove_signal_handler(signal.SIGUSR1)
 
 
@@ -117,12 +117,12 @@ def test_a_signal_before_the_run_is_handled_in_it(loop: Loop) -> None:
     loop.remove_signal_handler(signal.SIGUSR1)
 
 
-def test_a_second_handler_replaces_the_first(loop: Loop) -> None:
+async def test_a_second_handler_replaces_the_first(loop: Loop) -> None:
     calls: list[str] = []
     loop.add_signal_handler(signal.SIGUSR1, calls.append, "first")
     loop.add_signal_handler(signal.SIGUSR1, calls.append, "second")
     send(signal.SIGUSR1)
-    loop.run_until_complete(until(lambda: calls))
+    await until(lambda: calls)
     loop.remove_signal_handler(signal.SIGUSR1)
     assert calls == ["second"]
 
@@ -160,14 +160,16 @@ def test_a_handler_that_fails_is_reported(loop: Loop, asyncio_log: AsyncioLog) -
     asyncio_log.expect("Exception in callback")
 
 
-def test_a_handler_may_remove_itself(loop: Loop) -> None:
+async def test_a_handler_may_remove_itself(loop: Loop) -> None:
+    removed: list[bool] = []
+
     def handler() -> None:
-        loop.remove_signal_handler(signal.SIGUSR1)
-        loop.stop()
+        removed.append(loop.remove_signal_handler(signal.SIGUSR1))
 
     loop.add_signal_handler(signal.SIGUSR1, handler)
     send(signal.SIGUSR1)
-    run_until_stopped(loop)
+    await until(lambda: removed)
+    assert removed == [True]
 
 
 @pytest.mark.parametrize(

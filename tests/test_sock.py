@@ -248,7 +248,7 @@ async def test_sendto_waits_for_room(loop: Loop) -> None:
         except BlockingIOError:
             waiting = loop.create_task(loop.sock_sendto(near, b"y", f"{folder}/far"))
         await turns()
-        assert not waiting.done()
+        assert not waiting.done(), waiting.exception()
         for _ in range(sent):
             assert await loop.sock_recv(far, 1) == b"x"
         assert await waiting == 1
@@ -373,7 +373,7 @@ async def cancelled(loop: Loop, coro: Coroutine[Any, Any, Any], wait: int = 3) -
     """Start the operation, let it wait, and cancel it."""
     task = loop.create_task(coro)
     await turns(wait)
-    assert not task.done()
+    assert not task.done(), task.exception()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -37,6 +37,15 @@ def test_timers_run_by_deadline_not_by_start(loop: Loop) -> None:
     assert order == [1, 2, 3, 4, 5]
 
 
+def test_timers_within_a_millisecond_run_by_deadline(loop: Loop) -> None:
+    order: list[int] = []
+    start = loop.time()
+    for number in (5, 1, 9, 2, 7):
+        loop.call_at(start + 0.002 + number / 10_000, order.append, number)
+    run_for(loop, 0.004)
+    assert order == [1, 2, 5, 7, 9]
+
+
 @pytest.mark.loops("tloop")  # asyncio's heap is not stable
 def test_equal_deadlines_run_in_start_order(loop: Loop) -> None:
     order: list[int] = []

@@ -25,7 +25,6 @@ async def test_echo_over_tls(
     loop: Loop, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     async with tls_pair(server_tls, client_tls) as (transport, client, server):
-        assert isinstance(transport, asyncio.Transport)
         transport.write(b"hello")
         assert await client.received(5) == b"hello"
         transport.close()
@@ -132,6 +131,7 @@ async def test_extra_info_describes_the_session(
         transport.write(b"x")
         await client.received(1)
         for side, context in ((transport, client_tls), (server.transport, server_tls)):
+            assert isinstance(side, asyncio.Transport)
             ask = side.get_extra_info
             assert ask("ssl_object").server_side is (side is server.transport)
             assert ask("ssl_object").server_hostname == (NAME if side is transport else None)
@@ -197,6 +197,19 @@ async def test_alpn_is_negotiated(
     async with tls_pair(server_tls, client_tls) as (transport, _, server):
         for side in (transport, server.transport):
             assert side.get_extra_info("ssl_object").selected_alpn_protocol() == selected
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_the_version_both_have_is_spoken(
+    loop: Loop, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext, version: ssl.TLSVersion
+) -> None:
+    only(version, server_tls)
+    async with tls_pair(server_tls, client_tls) as (transport, client, server):
+        transport.write(b"x")
+        await client.received(1)
+        for side in (transport, server.transport):
+            spoken = side.get_extra_info("ssl_object").version()
+            assert spoken == version.name.replace("_", ".")
 
 
 async def test_versions_without_overlap_are_refused(

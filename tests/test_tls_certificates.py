@@ -73,6 +73,18 @@ async def test_the_default_context_verifies(loop: Loop, server_tls: ssl.SSLConte
         await turns(20)
 
 
+async def test_a_server_without_a_certificate_serves_nobody(
+    loop: Loop, client_tls: ssl.SSLContext
+) -> None:
+    server = Recorder()
+    bare = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    async with listening(lambda: server, ssl=bare) as address:
+        with pytest.raises((ssl.SSLError, ConnectionResetError)):
+            await loop.create_connection(Recorder, *address, ssl=client_tls, server_hostname=NAME)
+        await turns(20)
+    assert server.calls == []
+
+
 async def test_verification_can_be_switched_off(
     loop: Loop, server_tls: ssl.SSLContext, stranger: ssl.SSLContext
 ) -> None:

@@ -40,6 +40,8 @@ from tlskit import (
     tls_pair,
 )
 
+from tloop_py import TLSContext
+
 pytestmark = pytest.mark.usefixtures("loop")
 
 
@@ -105,6 +107,26 @@ async def test_what_comes_after_close_is_not_delivered(
             await peer.read(1)
         await peer.write(b"too late")
         peer.sock.close()
+        await end_of(client)
+        assert client.data == b""
+
+
+async def write_for_ever(peer: Peer) -> None:
+    while True:
+        await peer.write(b"x" * 1000)
+        await asyncio.sleep(0.001)
+
+
+async def test_a_peer_that_goes_on_sending_after_close_is_cut_off(
+    loop: Loop, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    """Long before the 30 seconds that asyncio waits for an answer."""
+    if isinstance(client_tls, TLSContext):
+        client_tls.close_timeout = 0.01  # what comes until then is thrown away
+    async with tls_connected(server_tls, client_tls) as (transport, client, peer):
+        transport.close()
+        with pytest.raises(ConnectionError):
+            await write_for_ever(peer)
         await end_of(client)
         assert client.data == b""
 
