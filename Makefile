@@ -20,7 +20,8 @@ strict := -std=c11 -Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes -Werr
 
 # Tests of the sources, the build and the wheel need to run once, not for each backend and Python.
 once := $(wildcard $(patsubst %,tests/test_%.py,header cdef abi_mode packaging examples)) \
-  tests/test_bench.py tests/stdlib/test_runner.py tests/soak/test_accounting.py
+  tests/test_bench.py tests/stdlib/test_runner.py tests/soak/test_accounting.py \
+  tests/compat/test_compatibility.py
 # What virtual time runs, too: nothing but callbacks, tasks and timers.
 virtual := $(patsubst %,tests/test_%.py,timers tasks scheduling lifecycle context asyncgens \
   exception_handler)
@@ -43,7 +44,7 @@ tls := build/mbedtls.flags
 .PHONY: all demo soak test test-fast test-all test-next test-pypy
 .PHONY: test-c test-py test-apps test-interop test-stdlib test-once interop fuzz fuzz-short
 .PHONY: asan tsan lint lint-cdef lint-python lint-types lint-format lint-c format
-.PHONY: bench bench-full examples module mbedtls tools clean
+.PHONY: bench bench-full compatibility examples module mbedtls tools clean
 .DELETE_ON_ERROR:
 
 all: module
@@ -197,6 +198,11 @@ test-stdlib: module $(VENV)/test.stamp
 # Five minutes of everything at once, if not told otherwise.
 soak: module $(VENV)/test.stamp
 	@$(py) -m tests.soak $(SOAK)
+
+# Writes docs/compatibility.md. The page in the repository is of CPython 3.13:
+# make compatibility PYTHON=python3.13 VENV=.venvs/3.13
+compatibility: module $(VENV)/apps.stamp $(VENV)/bench.stamp
+	@$(py) -m tests.compat
 
 # The same binding and tests on every CPython that this machine has, but for those `tested` already.
 test-all:

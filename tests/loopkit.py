@@ -19,7 +19,8 @@ LoopFactory = Callable[[], Loop]
 
 HERE = Path(__file__).parent
 REFCOUNTS = sys.implementation.name == "cpython"
-PATIENCE = 15.0  # seconds until a bounded wait gives up; below the time limit of a test
+# Seconds until a bounded wait gives up; below the time limit of a test.
+PATIENCE = float(os.environ.get("TLOOP_TEST_PATIENCE", "15"))
 
 
 def new_tloop() -> Loop:
@@ -32,12 +33,24 @@ def new_asyncio_loop() -> Loop:
     return asyncio.SelectorEventLoop()
 
 
-FACTORIES: dict[str, LoopFactory] = {"tloop": new_tloop, "asyncio": new_asyncio_loop}
+def new_uvloop() -> Loop:
+    import uvloop  # not there in most environments: only docs/compatibility.md asks for it
+
+    loop: Loop = uvloop.new_event_loop()
+    return loop
+
+
+FACTORIES: dict[str, LoopFactory] = {
+    "tloop": new_tloop,
+    "asyncio": new_asyncio_loop,
+    "uvloop": new_uvloop,
+}
+TESTED = ("tloop", "asyncio")
 
 
 def selected_loops() -> list[str]:
-    """The loops to test: all, or those that TLOOP_TEST_LOOPS names."""
-    names = os.environ.get("TLOOP_TEST_LOOPS", ",".join(FACTORIES)).split(",")
+    """The loops to test, or those that TLOOP_TEST_LOOPS names."""
+    names = os.environ.get("TLOOP_TEST_LOOPS", ",".join(TESTED)).split(",")
     unknown = set(names) - set(FACTORIES)
     if unknown:
         raise ValueError(f"TLOOP_TEST_LOOPS names {unknown}; known: {', '.join(FACTORIES)}")

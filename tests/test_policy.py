@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import subprocess
 import sys
@@ -37,7 +38,7 @@ def quiet_policy(loop_name: str) -> Any:
     """The policy that belongs to the loop; what it says of deprecation is tested elsewhere."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        module: Any = tloop_py if loop_name == "tloop" else asyncio
+        module: Any = tloop_py if loop_name == "tloop" else importlib.import_module(loop_name)
         return getattr(module, "EventLoopPolicy", None) or module.DefaultEventLoopPolicy
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import importlib
 import os
 import signal
 import sys
@@ -23,7 +24,11 @@ Run = Callable[..., Any]
 
 @pytest.fixture
 def run(loop_name: str) -> Run:
-    return {"tloop": tloop_py.run, "asyncio": asyncio.run}[loop_name]
+    if loop_name == "tloop":
+        return tloop_py.run
+    module: Any = importlib.import_module(loop_name)
+    function: Run = module.run
+    return function
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ def selected_loops() -> list[str]:
 
 def same_loop(type_name: str, app_loop: str) -> bool:
     """Whether a loop type, as `type_of_loop` names it, is the one that a program was to run on."""
-    return type_name.startswith({"tloop": "tloop_py.", "asyncio": "asyncio."}[app_loop])
+    return type_name.partition(".")[0] == ("tloop_py" if app_loop == "tloop" else app_loop)
 
 
 def type_of_loop(loop: loopkit.Loop) -> str:

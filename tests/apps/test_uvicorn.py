@@ -32,7 +32,7 @@ from websockets.exceptions import ConnectionClosed
 # httptools has no wheel for PyPy.
 PARSERS = ["h11"] if sys.implementation.name == "pypy" else ["httptools", "h11"]
 CURL = shutil.which("curl")
-LOOPS = {"tloop": "tloop_py:new_event_loop", "asyncio": "asyncio"}
+LOOPS = {"tloop": "tloop_py:new_event_loop", "asyncio": "asyncio", "uvloop": "uvloop"}
 
 
 @contextmanager
