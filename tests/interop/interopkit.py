@@ -330,9 +330,13 @@ class OpensslServer:
 class Openssl:
     name = program = "openssl"
 
+    def __init__(self, *options: str) -> None:
+        self.options = options
+
     def _options(self, case: Case) -> list[str]:
         alpn = ["-alpn", case.alpn] if case.alpn else []
-        return ["-CAfile", str(AUTHORITY), f"-tls{case.version.replace('.', '_')}", *alpn]
+        version = f"-tls{case.version.replace('.', '_')}"
+        return ["-CAfile", str(AUTHORITY), version, *alpn, *self.options]
 
     @contextmanager
     def serve(self, case: Case) -> Iterator[Server]:

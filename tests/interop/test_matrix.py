@@ -9,6 +9,7 @@ from interopkit import (
     FOREIGN,
     Case,
     Foreign,
+    Openssl,
     Ours,
     digest,
     fingerprint,
@@ -109,6 +110,13 @@ def test_our_client_resumes(foreign: Foreign, case: Case, tmp_path: Path) -> Non
             options = {"send": payload_file(1), "expect": 1, "session": tmp_path / "session"}
             ours = our_client(case, server.port, **options)
             assert ours.event("tls")["resumed"] == number, str(ours)
+
+
+def test_sessions_are_resumed_without_tickets(tmp_path: Path) -> None:
+    """By TLS 1.2's session ids."""
+    without = Openssl("-no_ticket")
+    test_clients_resume(without, Case("1.2"))
+    test_our_client_resumes(without, Case("1.2"), tmp_path)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
