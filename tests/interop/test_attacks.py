@@ -335,6 +335,10 @@ def test_empty_records(version: str) -> None:
 
 P256 = {"eccCurves": ["secp256r1"], "keyShares": ["secp256r1"]}
 X25519 = {"eccCurves": ["x25519"], "keyShares": ["x25519"]}
+ORDER_8 = (
+    bytes.fromhex("e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800"),
+    bytes.fromhex("5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157"),
+)
 POINTS = {
     "not-on-the-curve": (P256, b"\4" + b"\1" * 64),
     "infinity": (P256, b"\0"),
@@ -342,8 +346,13 @@ POINTS = {
     "compressed": (P256, b"\2" + b"\1" * 32),
     "short": (P256, b"\4" + b"\1" * 63),
     "empty": (P256, b""),
-    "low-order": (X25519, bytes(32)),
-    "low-order-one": (X25519, b"\1" + bytes(31)),
+    "zero": (X25519, bytes(32)),
+    "one": (X25519, b"\1" + bytes(31)),
+    "minus-one": (X25519, b"\xec" + b"\xff" * 30 + b"\x7f"),
+    "prime": (X25519, b"\xed" + b"\xff" * 30 + b"\x7f"),
+    "prime-and-one": (X25519, b"\xee" + b"\xff" * 30 + b"\x7f"),
+    "order-8": (X25519, ORDER_8[0]),
+    "order-8-too": (X25519, ORDER_8[1]),
     "short-x25519": (X25519, b"\1" * 31),
 }
 
