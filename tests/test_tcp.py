@@ -684,6 +684,30 @@ async def test_pausing_in_connection_made_holds_everything_back(loop: Loop) -> N
         assert await protocol.received(4) == b"data"
 
 
+@pytest.mark.parametrize("method", ["connection_made", "connection_lost"])
+async def test_a_failing_start_or_end_is_reported(loop: Loop, method: str) -> None:
+    def fail(*args: object) -> None:
+        protocol.calls.append(method)
+        raise LookupError(method)
+
+    contexts: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda _, context: contexts.append(context))
+    protocol = Recorder()
+    setattr(protocol, method, fail)
+    near, far = socket.socketpair()
+    with far:
+        transport, _ = await loop.create_connection(lambda: protocol, sock=near)
+        far.send(b"data")
+        assert await protocol.received(4) == b"data"
+        transport.close()
+        await until(lambda: "lost" in protocol.calls or method in protocol.calls)
+        await turns(3)
+    [context] = contexts
+    assert isinstance(context["exception"], LookupError)
+    assert isinstance(context["handle"], asyncio.Handle)
+    assert context["message"].startswith("Exception in callback ")
+
+
 @pytest.mark.parametrize("action", ["close", "abort"])
 async def test_ending_inside_pause_writing(loop: Loop, action: str) -> None:
     class Ending(Recorder):

@@ -21,7 +21,8 @@ _HEAD = struct.Struct("=I4xH")
 def parse(raw: bytes) -> Any:
     """The address as `socket.getpeername()` gives it; None where there is none.
 
-    raw: the ADDR_BYTES of a tl_addr. Cached, so that a peer's datagrams share one tuple.
+    raw: a tl_addr, or as much of it as the address needs. Cached, so that a peer's datagrams share
+    one tuple.
     """
     nbytes, family = _HEAD.unpack_from(raw)
     if nbytes == 0:

@@ -44,6 +44,8 @@ class BaseLoop(asyncio.BaseEventLoop):
         # -- of tloop
         _c: Any  # tl_loop *
         _arena: Any
+        _name: Any
+        _name_bytes: Any
         _handlers: dict[int, Any]
         _transports: dict[int, Any]
         _outbox: Any
@@ -52,6 +54,9 @@ class BaseLoop(asyncio.BaseEventLoop):
         def call_soon(  # type: ignore[override]
             self, callback: Callable[..., object], *args: Any, context: Context | None = None
         ) -> Any: ...
+        def _queue(
+            self, callback: Callable[..., object], argument: object, context: Context | None
+        ) -> None: ...
         def _run_handle(self, handle: asyncio.Handle) -> None: ...
         def _dispatch(self, flat: Iterable[int]) -> None: ...
         def _ensure_fd_no_transport(self, fd: Any) -> int: ...

@@ -75,6 +75,12 @@ class GuestLoop(Loop):
         self._tell_host(handle)
         return handle
 
+    def _queue(
+        self, callback: Callable[..., object], argument: object, context: contextvars.Context | None
+    ) -> None:
+        super()._queue(callback, argument, context)
+        self._tell_host(None)
+
     def call_at(  # type: ignore[override]
         self,
         when: float,

@@ -100,6 +100,8 @@ class Loop(
         self._rows = memoryview(ffi.buffer(self._events)).cast("B").cast("q")
         self._arena: Any = ffi.buffer(lib.tl_loop_arena(self._c), lib.tl_loop_arena_bytes(self._c))
         self._arena_view = memoryview(self._arena)
+        self._name: Any = ffi.new("tl_addr *")  # for who asks C for an address
+        self._name_bytes: Any = ffi.buffer(self._name)
         # handle -> who receives its events; what is missing here gets none.
         self._handlers: dict[int, EventReceiver] = {}
         self._outbox = Outbox()
@@ -191,6 +193,16 @@ class Loop(
         handle = Handle(callback, args, self, context)
         self._ready.append(handle)
         return handle
+
+    def _queue(
+        self, callback: Callable[..., object], argument: object, context: contextvars.Context | None
+    ) -> None:
+        """call_soon() for a callback of one argument, or NOTHING, whose handle nobody wants."""
+        if self._debug or self._closed:
+            args = () if argument is NOTHING else (argument,)
+            self.call_soon(callback, *args, context=context)
+        else:
+            self._ready.append((copy_context() if context is None else context, callback, argument))
 
     if not THREADSAFE_HANDLES:
 
@@ -414,15 +426,14 @@ class Loop(
         item = args = context = callback = argument = None
 
     def _callback_failed(self, item: Any, exc: BaseException) -> None:
-        """Report what came out of a handle, or of a step of a task that somebody else has ended."""
-        context: dict[str, Any] = {"exception": exc}
+        """Report what came out of a handle, or of what stands in the queue instead of one."""
         if isinstance(item, tuple):
-            callback, args = item[1], () if item[2] is NOTHING else item[2:]
-        else:
-            callback, args = item._callback, item._args
-            context["handle"] = item
-        shown = format_helpers._format_callback_source(callback, args)
-        self.call_exception_handler({"message": f"Exception in callback {shown}", **context})
+            args = () if item[2] is NOTHING else item[2:]
+            item = Handle(item[1], args, self, item[0])
+        shown = format_helpers._format_callback_source(item._callback, item._args)
+        self.call_exception_handler(
+            {"message": f"Exception in callback {shown}", "exception": exc, "handle": item}
+        )
 
     def _dispatch(self, flat: Iterable[int]) -> None:
         """Hand events to their handlers. An exception that ends the loop leaves the rest."""

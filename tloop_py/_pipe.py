@@ -230,7 +230,7 @@ class WritePipeTransport(Transport):
         self._pipe: Any = pipe  # None: closed
         self._lost_writes = 0
         super().__init__(loop, protocol, _open(loop, pipe), None, extra, None)
-        self._extra["pipe"] = pipe
+        self._note("pipe", pipe)
         self._begin(waiter)
 
     def __repr__(self) -> str:

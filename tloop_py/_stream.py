@@ -12,7 +12,6 @@ from asyncio.exceptions import SendfileNotAvailableError
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from tloop_py import _addr
 from tloop_py._ffi import DATA, DRAIN, EOF, ERROR, KEEP_FD, READABLE, WRITE, ffi, lib, oserror
 from tloop_py._outbox import BATCH, SMALL, Outbox
 from tloop_py._ssl import SSLProtocol
@@ -44,12 +43,14 @@ class StreamTransport(Transport, asyncio.Transport):
     """
 
     __slots__ = (
-        "_buffered", "_empty_waiter", "_eof", "_held", "_kind", "_lent", "_outbox", "_pending",
-        "_reading",
+        "_buffered", "_eof", "_held", "_kind", "_outbox", "_pending", "_reading",
     )  # fmt: skip
 
     _start_tls_compatible = True
     _sendfile_compatible = constants._SendfileMode.TRY_NATIVE
+    # Only while sendfile() runs has a transport its own, in its __dict__.
+    _empty_waiter: asyncio.Future[None] | None = None
+    _lent: socket.socket | None = None
 
     def __init__(
         self,
@@ -70,16 +71,13 @@ class StreamTransport(Transport, asyncio.Transport):
         self._buffered = False
         self._reading = False  # has reading begun?
         self._eof = False
-        self._empty_waiter: asyncio.Future[None] | None = None
         # Received, but the stream was paused, or the protocol changed, earlier in the tick.
-        self._held: list[memoryview] = []
-        self._lent: socket.socket | None = None
+        self._held: tuple[memoryview, ...] = ()
         self._kind = kind
         self._outbox: Outbox = loop._outbox
         self._pending = 0  # bytes in the outbox
         super().__init__(loop, protocol, handle, sock, extra, server, context)
-        if peer is not None:
-            self._extra.setdefault("peername", _addr.parse(peer) or "")
+        self._peername = peer
         self._begin(waiter)
 
     def _make_socket(self) -> socket.socket:
@@ -119,7 +117,7 @@ class StreamTransport(Transport, asyncio.Transport):
         start = lib.tl_stream_read_notify if self._buffered else lib.tl_stream_read_start
         rc = start(self._c, self._handle)
         if rc < 0:
-            self._call_soon(self._fatal_error, oserror(rc), _READ_FAILED)
+            self._loop.call_soon(self._fatal_error, oserror(rc), _READ_FAILED, context=self._home)
 
     def _start_reading(self) -> None:
         if self._handle:
@@ -129,7 +127,7 @@ class StreamTransport(Transport, asyncio.Transport):
                 self._read_on()
 
     def _stop_reading(self) -> None:
-        self._held.clear()
+        self._held = ()
         lib.tl_stream_read_stop(self._c, self._handle)
 
     def pause_reading(self) -> None:
@@ -192,7 +190,7 @@ class StreamTransport(Transport, asyncio.Transport):
             self._event_failed(exc)
 
     def _hold(self, data: bytes) -> None:
-        self._held.append(memoryview(data))
+        self._held += (memoryview(data),)
         self._deliver_held()
 
     def _deliver_held(self) -> None:
@@ -201,19 +199,24 @@ class StreamTransport(Transport, asyncio.Transport):
             if self._buffered:
                 self._fill_buffer()
             else:
-                self._received(bytes(self._held.pop(0)))
+                self._received(bytes(self._take_held()))
         self._choose_way()
+
+    def _take_held(self) -> memoryview:
+        first, *rest = self._held
+        self._held = tuple(rest)
+        return first
 
     def _fill_buffer(self) -> None:
         lent = self._lend_buffer()
         if lent is None:
             return
-        data = self._held.pop(0) if self._held else memoryview(b"")  # get_buffer() may have closed
+        data = self._take_held() if self._held else memoryview(b"")  # get_buffer() may have closed
         size = min(len(lent), len(data))
         ffi.memmove(lent, data, size)
         _release(lent)
         if size < len(data):
-            self._held.insert(0, data[size:])
+            self._held = (data[size:], *self._held)
         if size:
             self._buffer_updated(size)
 
@@ -370,6 +373,7 @@ class StreamTransport(Transport, asyncio.Transport):
         return {
             "handle": handle,
             "sock": sock,
+            "peer": self._peername,
             "kind": self._kind,
             "extra": dict(self._extra),
             "server": self._server,

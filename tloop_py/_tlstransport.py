@@ -73,7 +73,8 @@ class TLSTransport(StreamTransport):
         self._established = self._told_eof = False
         self._late_writes = 0
         super().__init__(loop, protocol, **stream)
-        self._extra["sslcontext"] = options.context
+        self._set_write_buffer_limits()
+        self._note("sslcontext", options.context)
 
     def _begin(self, waiter: asyncio.Future[None] | None) -> None:
         """The handshake runs already: what follows is its event."""
@@ -114,7 +115,7 @@ class TLSTransport(StreamTransport):
         if code < 0:
             raise ValueError("context can be set within sni_callback only")
         self._core = core
-        self._extra["sslcontext"] = context
+        self._note("sslcontext", context)
 
     def _handshake_ended(self, code: int) -> None:
         if code < 0:
@@ -252,9 +253,8 @@ class TLSTransport(StreamTransport):
             return
         self._closing = self._write_barred = True
         self._takes = 0
-        self._held.clear()
-        for name in ("sockname", "peername"):  # the handle ends before connection_lost
-            self.get_extra_info(name)
+        self._held = ()
+        self._remember_names()  # the handle ends before connection_lost
         code = lib.tl_stream_close(self._c, self._handle)
         if code < 0:
             self._force_close(oserror(code))
@@ -281,7 +281,7 @@ class TLSTransport(StreamTransport):
         """As asyncio's TLS transports: "ssl_object" (a TLSObject), "peercert" (a dict), "cipher",
         "compression", "sslcontext", and what stream transports tell."""
         if name in _SETTLED and name not in self._extra and self._established:
-            self._extra[name] = _SETTLED[name](self._tls)
+            self._note(name, _SETTLED[name](self._tls))
         if self._loop is None and name in LAZY_INFO:  # as asyncio: the session is still told
             return default
         return super().get_extra_info(name, default)

@@ -7,12 +7,13 @@ import logging
 import warnings
 from asyncio import constants, trsock
 from contextvars import copy_context
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from tloop_py import _addr, _compat
 from tloop_py._base import FlowControl
-from tloop_py._debug import origin
-from tloop_py._ffi import ffi, lib, oserror
+from tloop_py._debug import NOTHING, origin
+from tloop_py._ffi import lib, oserror
 from tloop_py._receiver import EventReceiver
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ _logger = logging.getLogger("asyncio")
 
 LAZY_INFO = ("socket", "sockname", "peername")
 _MAX_MARK = (1 << 62) - 1
+_NO_INFO: Any = MappingProxyType({})  # idle connections share it: 80 bytes less
 
 
 class Endpoint(EventReceiver):
@@ -74,8 +76,8 @@ class Endpoint(EventReceiver):
         if waiter is not None:
             self._call_soon(_wake, waiter)
 
-    def _call_soon(self, callback: Callable[..., object], *args: Any) -> None:
-        self._loop.call_soon(callback, *args, context=self._home)
+    def _call_soon(self, callback: Callable[..., object], argument: object = NOTHING) -> None:
+        self._loop._queue(callback, argument, self._home)
 
     def _start_reading(self) -> None:
         raise NotImplementedError
@@ -122,8 +124,8 @@ class Transport(Endpoint, FlowControl):
     # object whose __dict__ is in use pays 40 ns for each method look-up (CPython 3.13).
     __slots__ = (
         "__dict__", "__weakref__", "_arena", "_c", "_closing", "_conn_lost", "_context", "_fd",
-        "_handle", "_home", "_paused", "_protocol", "_protocol_connected", "_server", "_sock",
-        "_takes", "_write_barred",
+        "_handle", "_home", "_paused", "_peername", "_protocol", "_protocol_connected", "_server",
+        "_sock", "_sockname", "_takes", "_write_barred",
     )  # fmt: skip
 
     def __init__(
@@ -141,11 +143,17 @@ class Transport(Endpoint, FlowControl):
         self._handle = handle
         self._home = context
         self._sock = sock
+        self._peername: bytes | None = None  # of the C core, for get_extra_info
+        self._sockname: bytes | None = None
         self._server: Server | None = None
         self._takes = 0
         self._write_barred = False  # one flag for all that write() must look into
         self._fd: int = lib.tl_fd(self._c, handle)
-        super().__init__(extra, loop)
+        # What asyncio's constructors do. The watermarks are those that a handle starts with.
+        self._extra = extra or _NO_INFO
+        self._loop = loop
+        self._protocol_paused = False
+        self._high_water, self._low_water = 65536, 16384
         self._closing = False
         self._conn_lost = 0
         self._paused = False
@@ -266,11 +274,17 @@ class Transport(Endpoint, FlowControl):
             _compat.detach(server, self)
 
     def _release(self) -> None:
-        """Give the descriptor back; what is asked of a closed transport is remembered."""
-        self.get_extra_info("sockname")
-        self.get_extra_info("peername")
+        """Give the descriptor back."""
+        self._remember_names()
         self._unregister()
         self._close_handle()
+
+    def _remember_names(self) -> None:
+        """For who asks when the handle is closed."""
+        if "sockname" not in self._extra:
+            self._sockname = self._ask(lib.tl_sockname)
+        if "peername" not in self._extra and self._peername is None:
+            self._peername = self._ask(lib.tl_peername)
 
     def _abandon(self) -> None:
         super()._abandon()
@@ -299,23 +313,34 @@ class Transport(Endpoint, FlowControl):
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """As asyncio's: "socket" (a TransportSocket), "sockname", "peername", and what was given.
-        Found out when first asked for, or when the transport closes."""
+        Found out when first asked for."""
         if name in LAZY_INFO and name not in self._extra:
-            self._extra[name] = self._find_info(name)
+            self._note(name, self._find_info(name))
         return self._extra.get(name, default)
+
+    def _note(self, name: str, info: Any) -> None:
+        if self._extra is _NO_INFO:
+            self._extra = {}
+        self._extra[name] = info
 
     def _find_info(self, name: str) -> Any:
         if name == "socket":
             if self._sock is None:
                 self._sock = self._make_socket()
             return trsock.TransportSocket(self._sock)
-        if not self._handle:
+        if name == "sockname":
+            raw = self._sockname or self._ask(lib.tl_sockname)
+        else:
+            raw = self._peername or self._ask(lib.tl_peername)
+        return None if raw is None else _addr.parse(raw)
+
+    def _ask(self, function: Callable[[Any, int, Any], int]) -> bytes | None:
+        """The bytes of a tl_addr: most are never parsed, which costs more than the system call."""
+        loop = self._loop
+        if not self._handle or function(self._c, self._handle, loop._name) < 0:
             return None
-        raw = ffi.new("tl_addr *")
-        ask = lib.tl_sockname if name == "sockname" else lib.tl_peername
-        if ask(self._c, self._handle, raw) < 0:
-            return None
-        return _addr.parse(bytes(ffi.buffer(raw)))
+        raw: bytes = loop._name_bytes[:]
+        return raw
 
     def _make_socket(self) -> socket.socket:
         raise NotImplementedError
