@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 # tl_addr: u32 nbytes, u32 unused, then the sockaddr, which begins with the family (native order).
 _HEAD = struct.Struct("=I4xH")
+# How much of one an address needs, where that is known.
+NAME_BYTES = {socket.AF_INET: 24, socket.AF_INET6: 36}
 
 
 @lru_cache(maxsize=4096)

@@ -8,14 +8,18 @@ from typing import Any
 
 from tloop_py import _addr
 from tloop_py._base import BaseLoop, base_events, selector_events
-from tloop_py._ffi import ADDR_BYTES, DRAIN, ERROR, KEEP_FD, WRITE, ffi, lib, oserror
+from tloop_py._ffi import ADDR_BYTES, DATAGRAM, DRAIN, ERROR, KEEP_FD, WRITE, ffi, lib, oserror
 from tloop_py._transport import Transport, adopt
+
+_send = lib.tl_udp_send
+_pack = _addr.pack
+_NULL = ffi.NULL
 
 
 class DatagramTransport(Transport, asyncio.DatagramTransport):
     """A datagram socket; address: the only peer that datagrams may be sent to."""
 
-    __slots__ = ("_address", "_connected", "_family", "_held")
+    __slots__ = ("_address", "_connected", "_family", "_held", "_name_bytes")
 
     def __init__(
         self,
@@ -30,6 +34,7 @@ class DatagramTransport(Transport, asyncio.DatagramTransport):
         self._address = address
         super().__init__(loop, protocol, handle, sock, extra, None)
         self._family = sock.family
+        self._name_bytes = _addr.NAME_BYTES.get(sock.family, ADDR_BYTES)
         self._held: list[tuple[bytes, Any]] = []  # received, but paused within the same batch
         self.get_extra_info("sockname")  # as it is now: the first sendto() may bind the socket
         self._connected = bool(self.get_extra_info("peername"))
@@ -43,10 +48,15 @@ class DatagramTransport(Transport, asyncio.DatagramTransport):
 
     def _start_reading(self) -> None:
         if self._handle and self.is_reading():
+            self._choose_way()
             self._take_events()
             rc = lib.tl_udp_read_start(self._c, self._handle)
             if rc < 0:
                 self._fatal_error(oserror(rc), "Fatal read error on datagram transport")
+
+    def _choose_way(self) -> None:
+        """May datagrams go the short way, past _event?"""
+        self._takes = DATAGRAM if self.is_reading() and not self._held else 0
 
     def _stop_reading(self) -> None:
         self._held.clear()
@@ -56,6 +66,7 @@ class DatagramTransport(Transport, asyncio.DatagramTransport):
         if not self.is_reading():
             return
         self._paused = True
+        self._takes = 0
         lib.tl_udp_read_stop(self._c, self._handle)
         if self._loop._debug:
             base_events.logger.debug("%r pauses reading", self)
@@ -76,6 +87,7 @@ class DatagramTransport(Transport, asyncio.DatagramTransport):
         finally:
             if self._held and self.is_reading():  # the protocol has raised
                 self._loop.call_soon(self._deliver_held)
+            self._choose_way()
 
     def _event(self, kind: int, result: int, offset: int) -> None:
         if kind == DRAIN:
@@ -84,7 +96,8 @@ class DatagramTransport(Transport, asyncio.DatagramTransport):
             if not self._closing or (offset == WRITE and not self._conn_lost):
                 self._protocol.error_received(oserror(result))
         elif not self._closing:
-            address = _addr.parse(self._arena[offset - ADDR_BYTES : offset])
+            start = offset - ADDR_BYTES
+            address = _addr.parse(self._arena[start : start + self._name_bytes])
             data = self._arena[offset : offset + result]
             if self._paused or self._held:
                 self._held.append((data, address))
@@ -99,36 +112,27 @@ class DatagramTransport(Transport, asyncio.DatagramTransport):
         Failures go to protocol.error_received. Raises TypeError for data that is not bytes-like,
         ValueError for another address than the transport's.
         """
-        if not isinstance(data, (bytes, bytearray, memoryview)):
-            raise TypeError(
-                f"data argument must be a bytes-like object, not {type(data).__name__!r}"
-            )
+        if type(data) is not bytes:
+            data = _to_bytes(data)
         if self._address:
             if addr not in (None, self._address):
                 raise ValueError(f"Invalid address: must be None or {self._address}")
             addr = self._address
-        if self._conn_lost and self._address:
-            self._lost_write()
-            return
+            if self._conn_lost:
+                self._lost_write()
+                return
         if not self._handle:
             return
-        target = ffi.NULL if self._connected else self._target(addr)
-        if target is None:
-            self._send_by_socket(data, addr)
-        else:
-            self._send(data, target)
-
-    def _target(self, addr: Any) -> Any:
         try:
-            return _addr.pack(self._family, addr)
-        except Exception:
-            return None  # a host name, or nonsense
+            target = _NULL if self._connected else _pack(self._family, addr)
+        except Exception:  # a host name, or nonsense
+            self._send_by_socket(data, addr)
+            return
+        queued = _send(self._c, self._handle, data, len(data), target)
+        if queued:
+            self._sent(queued)
 
-    def _send(self, data: bytes | bytearray | memoryview, target: Any) -> None:
-        data = bytes(data)
-        self._sent(lib.tl_udp_send(self._c, self._handle, data, len(data), target))
-
-    def _send_by_socket(self, data: bytes | bytearray | memoryview, addr: Any) -> None:
+    def _send_by_socket(self, data: bytes, addr: Any) -> None:
         """The socket module resolves the address, which blocks, or tells what is wrong with it."""
         try:
             # What waits already must not be overtaken.
@@ -142,9 +146,9 @@ class DatagramTransport(Transport, asyncio.DatagramTransport):
         except BaseException as exc:
             self._fatal_error(exc, "Fatal write error on datagram transport")
         else:
-            self._send(data, target)
+            self._sent(_send(self._c, self._handle, data, len(data), target))
 
-    def _sent_at_once(self, data: bytes | bytearray | memoryview, addr: Any) -> bool:
+    def _sent_at_once(self, data: bytes, addr: Any) -> bool:
         assert self._sock is not None
         try:
             self._sock.sendto(data, addr)
@@ -163,6 +167,12 @@ class DatagramTransport(Transport, asyncio.DatagramTransport):
             if self._loop.is_closed():
                 raise RuntimeError("Event loop is closed")
             self._protocol.error_received(oserror(queued))
+
+
+def _to_bytes(data: object) -> bytes:
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise TypeError(f"data argument must be a bytes-like object, not {type(data).__name__!r}")
+    return bytes(data)
 
 
 class SocketDatagramTransport(selector_events._SelectorDatagramTransport):  # type: ignore[misc]

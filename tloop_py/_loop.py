@@ -20,14 +20,17 @@ from time import monotonic
 from types import BuiltinFunctionType
 from typing import TYPE_CHECKING, Any
 
+from tloop_py._addr import parse as parse_address
 from tloop_py._base import BaseLoop
 from tloop_py._compat import STEP_TYPE, THREADSAFE_HANDLES
 from tloop_py._datagram import DatagramMixin
 from tloop_py._debug import NOTHING, DebugMixin
 from tloop_py._ffi import (
     ACCEPT,
+    ADDR_BYTES,
     CAP_VIRTUAL,
     DATA,
+    READABLE,
     SIGNAL,
     create_loop,
     dead_loop,
@@ -454,8 +457,15 @@ class Loop(
                     receiver._context.run(
                         receiver._protocol.data_received, receiver._arena[offset : offset + result]
                     )
-                else:
+                elif kind == READABLE:
                     receiver._context.run(receiver._receive_into)
+                else:
+                    start = offset - ADDR_BYTES
+                    receiver._context.run(
+                        receiver._protocol.datagram_received,
+                        receiver._arena[offset : offset + result],
+                        parse_address(receiver._arena[start : start + receiver._name_bytes]),
+                    )
             except (SystemExit, KeyboardInterrupt):
                 raise
             except BaseException as exc:

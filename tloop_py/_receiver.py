@@ -22,6 +22,7 @@ class EventReceiver:
         _loop: Any
         _arena: Any
         _protocol: Any
+        _name_bytes: int  # of datagrams' addresses
 
         def _receive_into(self) -> None: ...
 

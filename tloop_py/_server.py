@@ -31,9 +31,6 @@ _logger = logging.getLogger("asyncio")
 
 _NO_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
-# How much of a tl_addr an address needs: every idle connection keeps its peer's.
-_NAME_BYTES = {socket.AF_INET: 24, socket.AF_INET6: 36}
-
 
 class _Acceptor(EventReceiver):
     """One listening socket. The C core accepts, many connections per tick."""
@@ -51,7 +48,7 @@ class _Acceptor(EventReceiver):
         self._loop: Any = loop
         self.sock = sock
         self.kind = sock.family, sock.type, sock.proto  # asked for once: sock.type costs 0.3 us
-        self.name_bytes = _NAME_BYTES.get(sock.family, ADDR_BYTES)
+        self.name_bytes = _addr.NAME_BYTES.get(sock.family, ADDR_BYTES)
         self.server = server
         self.protocol_factory = protocol_factory
         self.make_tls = make_tls
