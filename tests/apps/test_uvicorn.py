@@ -16,6 +16,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import requests
 from appkit import (
     COMPLAINT,
     MB,
@@ -255,6 +256,9 @@ async def test_tls_in_c(app_loop: str, certificates: Certificates) -> None:
         async with httpx.AsyncClient(base_url=url, verify=trust) as http:
             assert (await http.get("/")).text == "hello, world"
             assert (await http.post("/upload", content=block_stream(20))).text == digest_of(20)
+        assert (await asyncio.to_thread(requests.get, url, verify=files[2])).text == "hello, world"
+        with pytest.raises(requests.exceptions.SSLError):  # it does not trust the server
+            await asyncio.to_thread(requests.get, url)
         for options, expected in ((["--cacert", files[2]], "hello, world"), ([], "")):
             shown = await asyncio.to_thread(curl, url, *options)
             assert shown == expected  # nothing of a server that it does not trust
