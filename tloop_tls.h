@@ -366,6 +366,10 @@ TL_API tl_tls_session *tl_tls_session_load(const void *data, size_t nbytes, int6
 #include <mbedtls/ssl_ticket.h>
 #include <mbedtls/x509_crl.h>
 #include <mbedtls/x509_crt.h>
+#if MBEDTLS_VERSION_MAJOR < 4
+#include <mbedtls/platform.h>
+#include <mbedtls/platform_util.h>
+#endif
 #if defined(MBEDTLS_GCM_ALT)
 #include <mbedtls/gcm.h>
 #endif
@@ -400,6 +404,11 @@ enum {
   TL__TLS_STAGE = 65536, /* encrypted bytes received at a time */
   TL__TLS_WIRE = 65536,  /* encrypted bytes sent at a time: three full records */
   TL__TLS_RECORD = 16384,
+#if MBEDTLS_VERSION_MAJOR < 4
+  /* Not less than mbedTLS' own, whose size it does not tell: a record and some 400 bytes. */
+  TL__TLS_IN = MBEDTLS_SSL_IN_CONTENT_LEN + 1024,
+  TL__TLS_OUT = MBEDTLS_SSL_OUT_CONTENT_LEN + 1024,
+#endif
   TL__TLS_FILE_MAX = 16 << 20,
   TL__TLS_CACHE = 256, /* session ids kept by a server, for TLS 1.2 clients without tickets */
   TL__TICKET_NAME = 4,
@@ -453,6 +462,9 @@ struct tl_tls_session {
 typedef struct tl__tls_shared {
   size_t wire_used;
   unsigned char stage[TL__TLS_STAGE], wire[TL__TLS_WIRE], gather[TL__TLS_RECORD];
+#if MBEDTLS_VERSION_MAJOR < 4
+  unsigned char in[TL__TLS_IN], out[TL__TLS_OUT];
+#endif
 } tl__tls_shared;
 
 enum { TL__TLS_WAITS = 0, TL__TLS_SHAKES, TL__TLS_OPEN, TL__TLS_FAILED };
@@ -471,12 +483,15 @@ typedef struct tl__tls {
   const unsigned char *in; /* encrypted bytes that mbedTLS has not taken yet */
   size_t in_left;
   unsigned char *kept; /* the memory of in, unless that is the stage */
-  int64_t end;         /* 1: none in sight; 0: close_notify came; < 0: what ended it */
-  int broken;          /* error of the descriptor, or 0 */
+  unsigned char *part; /* of a record; NULL: only its number, see tl__tls_enter */
+  size_t part_nbytes;
+  unsigned char number[8];
+  int64_t end; /* 1: none in sight; 0: close_notify came; < 0: what ended it */
+  int broken;  /* error of the descriptor, or 0 */
   int32_t alert;
   uint8_t state, refused_by, ip_nbytes;
   unsigned char ip[16]; /* hostname is an address */
-  bool full, filled, eof, said_end, is_due, in_callback;
+  bool full, filled, eof, said_end, is_due, in_callback, shares;
   bool spoke; /* mbedTLS has sent something since this was cleared */
 } tl__tls;
 
@@ -1195,6 +1210,105 @@ static int tl__tls_settle(tl__tls *t) {
   return 0;
 }
 
+// >>tls-buffers
+
+/* mbedTLS gives each connection 33 KB to decrypt and encrypt in, where next to nothing stays between
+   events. So once their handshakes are over, the connections of a loop take turns with one such pair,
+   which stays in the cache. What mbedTLS has to find again goes with the connection: the number of
+   the next record, which is at the front, and whatever it has of a record that is not whole yet, or
+   not read yet. Writing leaves nothing. */
+
+#if MBEDTLS_VERSION_MAJOR < 4 && !defined(MBEDTLS_SSL_VARIABLE_BUFFER_LENGTH)
+
+#define TL__TLS_MOVE(field, from, to) \
+  (ssl->MBEDTLS_PRIVATE(field) = (to) + (ssl->MBEDTLS_PRIVATE(field) - (from)))
+
+static void tl__tls_move_in(mbedtls_ssl_context *ssl, unsigned char *to) {
+  unsigned char *from = ssl->MBEDTLS_PRIVATE(in_buf);
+  TL__TLS_MOVE(in_ctr, from, to);
+  TL__TLS_MOVE(in_hdr, from, to);
+#if defined(MBEDTLS_SSL_DTLS_CONNECTION_ID)
+  TL__TLS_MOVE(in_cid, from, to);
+#endif
+  TL__TLS_MOVE(in_len, from, to);
+  TL__TLS_MOVE(in_iv, from, to);
+  TL__TLS_MOVE(in_msg, from, to);
+  if (ssl->MBEDTLS_PRIVATE(in_offt)) TL__TLS_MOVE(in_offt, from, to);
+  ssl->MBEDTLS_PRIVATE(in_buf) = to;
+  mbedtls_platform_zeroize(from, MBEDTLS_SSL_IN_CONTENT_LEN);
+  mbedtls_free(from);
+}
+
+static void tl__tls_move_out(mbedtls_ssl_context *ssl, unsigned char *to) {
+  unsigned char *from = ssl->MBEDTLS_PRIVATE(out_buf);
+  TL__TLS_MOVE(out_ctr, from, to);
+  TL__TLS_MOVE(out_hdr, from, to);
+#if defined(MBEDTLS_SSL_DTLS_CONNECTION_ID)
+  TL__TLS_MOVE(out_cid, from, to);
+#endif
+  TL__TLS_MOVE(out_len, from, to);
+  TL__TLS_MOVE(out_iv, from, to);
+  TL__TLS_MOVE(out_msg, from, to);
+  ssl->MBEDTLS_PRIVATE(out_buf) = to;
+  mbedtls_platform_zeroize(from, MBEDTLS_SSL_OUT_CONTENT_LEN);
+  mbedtls_free(from);
+}
+
+/* How much of the buffer mbedTLS has to find again: encrypted bytes of a record, a message or what
+   is left of it. */
+static size_t tl__tls_used(const mbedtls_ssl_context *ssl) {
+  const unsigned char *message = ssl->MBEDTLS_PRIVATE(in_msg);
+  const unsigned char *end = ssl->MBEDTLS_PRIVATE(in_hdr) + ssl->MBEDTLS_PRIVATE(in_left);
+  if (ssl->MBEDTLS_PRIVATE(in_offt)) message = ssl->MBEDTLS_PRIVATE(in_offt);
+  if (ssl->MBEDTLS_PRIVATE(in_msglen) && message + ssl->MBEDTLS_PRIVATE(in_msglen) > end)
+    end = message + ssl->MBEDTLS_PRIVATE(in_msglen);
+  return (size_t)(end - ssl->MBEDTLS_PRIVATE(in_buf));
+}
+
+/* Before reading. */
+static void tl__tls_enter(tl__tls *t) {
+  if (!t->shares) return;
+  memcpy(tl__tls_shared_of(t)->in, t->part ? t->part : t->number, t->part_nbytes);
+  tl__free(t->loop, t->part);
+  t->part = NULL;
+}
+
+/* After reading. -ENOMEM: the connection cannot go on. */
+static int tl__tls_leave(tl__tls *t) {
+  if (!t->shares) return 0;
+  size_t nbytes = tl__tls_used(&t->ssl);
+  if (nbytes > sizeof t->number) {
+    t->part_nbytes = 0;
+    t->part = (unsigned char *)tl__alloc(t->loop, nbytes);
+    if (!t->part) return -ENOMEM;
+  }
+  t->part_nbytes = nbytes;
+  memcpy(t->part ? t->part : t->number, tl__tls_shared_of(t)->in, nbytes);
+  return 0;
+}
+
+/* After the handshake. */
+static int tl__tls_share(tl__tls *t) {
+  tl__tls_shared *shared = tl__tls_shared_of(t);
+  memcpy(shared->in, t->ssl.MBEDTLS_PRIVATE(in_buf), tl__tls_used(&t->ssl));
+  tl__tls_move_in(&t->ssl, shared->in);
+  tl__tls_move_out(&t->ssl, shared->out);
+  t->shares = true;
+  return tl__tls_leave(t);
+}
+
+static void tl__tls_unshare(tl__tls *t) {
+  tl__free(t->loop, t->part);
+  if (t->shares) t->ssl.MBEDTLS_PRIVATE(in_buf) = t->ssl.MBEDTLS_PRIVATE(out_buf) = NULL;
+}
+
+#else
+static void tl__tls_enter(tl__tls *t) { (void)t; }
+static void tl__tls_unshare(tl__tls *t) { (void)t; }
+static int tl__tls_leave(tl__tls *t) { return (void)t, 0; }
+static int tl__tls_share(tl__tls *t) { return (void)t, 0; }
+#endif
+
 // >>tls-handshake
 
 static int32_t tl__tls_fatal_alert(const tl__tls *t) {
@@ -1317,12 +1431,13 @@ static bool tl__tls_must_not_resume(const tl__tls *t) {
   return !t->full && t->other && tl__tls_authmode(t->other) != MBEDTLS_SSL_VERIFY_NONE;
 }
 
-static void tl__tls_established(tl__tls *t) {
+static int tl__tls_established(tl__tls *t) {
   tl__stream *s = t->stream;
   t->state = TL__TLS_OPEN;
   tl__heap_remove(t->loop, &t->deadline);
   s->internal = false;
   if (!s->reading) tl__unwant(&s->io, TL_READ);
+  return tl__tls_share(t);
 }
 
 static void tl__tls_free(tl_loop *loop, tl__stream *s);
@@ -1345,7 +1460,7 @@ static bool tl__tls_handshake(tl_loop *loop, tl__stream *s, tl_event *ev) {
   }
   if (rc != 0 && !waits) code = tl__tls_failure(t, rc);
   if (!code) code = tl__tls_flush(t);
-  if (!code && !waits) tl__tls_established(t);
+  if (!code && !waits) code = tl__tls_established(t);
   if (!code) code = tl__tls_settle(t);
   if (!code && waits) return false;
   if (code) tl__tls_break(t, code);
@@ -1375,6 +1490,7 @@ static bool tl__tls_goes_on(const tl__tls *t, int rc) {
 static int64_t tl__tls_take(tl__tls *t, unsigned char *out, size_t room) {
   size_t total = 0;
   t->spoke = false;
+  tl__tls_enter(t);
   while (t->end == 1 && total < room) {
     int rc = mbedtls_ssl_read(&t->ssl, out + total, room - total);
     /* Reading makes mbedTLS write only to refuse a renegotiation. Who asks again and again would
@@ -1390,8 +1506,9 @@ static int64_t tl__tls_take(tl__tls *t, unsigned char *out, size_t room) {
     else
       tl__tls_ended(t, rc ? rc : MBEDTLS_ERR_SSL_CONN_EOF);
   }
-  int code = tl__tls_flush(t);
+  int left = tl__tls_leave(t), code = tl__tls_flush(t);
   if (code == 0) code = tl__tls_settle(t);
+  if (code == 0) code = left;
   if (code < 0 && t->end == 1) t->end = code;
   if (total) return (int64_t)total;
   return t->end == 1 ? -EAGAIN : t->end;
@@ -1588,6 +1705,7 @@ static int tl__tls_begin(tl_loop *loop, tl__stream *s) {
 static void tl__tls_delete(tl__tls *t) {
   tl_loop *loop = t->loop;
   tl__heap_remove(loop, &t->deadline);
+  tl__tls_unshare(t);
   mbedtls_ssl_free(&t->ssl);
   tl_tls_session_release(t->session);
   tl__tls_free_text(t->hostname);

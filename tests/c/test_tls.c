@@ -97,6 +97,31 @@ TEST(reading_by_hand) {
   }
 }
 
+/* While one has read half of a record, the other one of the same loop reads and writes: what mbedTLS
+   has in its memory for records, which they share, stays each one's own. */
+TEST_ON(turns_are_taken_within_records, ON_ONCE) {
+  TLS_EACH_VERSION(version) {
+    enum { N = 50000 };
+    tl_loop *loop = tls_connect(&(tls_plan){.version = version});
+    static unsigned char bytes[N];
+    uint64_t taken = 0, answered = 0;
+    ASSERT_OK(tl_stream_read_notify(loop, tls_b.handle));
+    tls_send(loop, &tls_a, 0, N);
+    while (taken < N) {
+      tls_b.ready = false;
+      tls_wait(loop, &tls_b.ready);
+      int64_t n = tl_stream_recv(loop, tls_b.handle, bytes, 1 + t_below(3000));
+      if (n == -EAGAIN) continue;
+      t_check_pattern(bytes, (size_t)ASSERT_OK(n), taken);
+      taken += (uint64_t)n;
+      tls_send(loop, &tls_b, answered, (size_t)n);
+      answered += (uint64_t)n;
+      tls_wait_bytes(loop, &tls_a, answered);
+    }
+    tls_end_pair(loop);
+  }
+}
+
 TEST(a_pause_holds_everything_back) {
   for (int kind = 0; kind < 2; kind++) {
     enum { N = 3000000 };
