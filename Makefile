@@ -162,8 +162,7 @@ test-py: module $(VENV)/test.stamp
 	@TLOOP_TEST_LOOPS=tloop PYTHONASYNCIODEBUG=1 $(pytest) $(behaviour) -m "not slow"
 
 interop_programs := peer peer_asan go_peer
-# TLS in C with other people's; what is not installed is skipped. `make interop` tests 64 MiB with
-# every combination.
+# TLS in C with other people's; what is not installed is skipped. `make interop` has what is slow, too.
 interop_parts := module $(VENV)/interop.stamp $(interop_programs:%=build/interop/%)
 test-interop: $(interop_parts)
 	@[ ! -s $(tls) ] || $(pytest) tests/interop -m "not slow"

@@ -59,17 +59,7 @@ def test_our_client(foreign: Foreign, case: Case) -> None:
             server.check_received(payload(nbytes))
 
 
-def much(first: int) -> pytest.MarkDecorator:
-    """Every implementation with every case; but for one each, that is for `make interop`."""
-    pairs = [
-        pytest.param(name, case, marks=[pytest.mark.slow] * ((first + i - j) % len(ONE_SIDED) > 0))
-        for i, name in enumerate(FOREIGN)
-        for j, case in enumerate(ONE_SIDED)
-    ]
-    return pytest.mark.parametrize(("foreign", "case"), pairs, indirect=["foreign"], ids=str)
-
-
-@much(first=0)
+@pytest.mark.parametrize("case", ONE_SIDED, ids=str)
 def test_much_to_our_server(foreign: Foreign, case: Case) -> None:
     nbytes = MUCH if foreign.name != "gnutls" else MUCH >> 4
     with our_server(case, expect=nbytes) as ours:
@@ -85,7 +75,7 @@ def test_gnutls_reads_and_writes_byte_by_byte() -> None:
         check(ours, Case(), 0, MUCH, None)
 
 
-@much(first=1)
+@pytest.mark.parametrize("case", ONE_SIDED, ids=str)
 def test_much_to_our_client(foreign: Foreign, case: Case) -> None:
     with foreign.serve(case) as server:
         server.send(payload(MUCH))
