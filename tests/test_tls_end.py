@@ -125,8 +125,9 @@ async def test_a_peer_that_goes_on_sending_after_close_is_cut_off(
         client_tls.close_timeout = 0.01  # what comes until then is thrown away
     async with tls_connected(server_tls, client_tls) as (transport, client, peer):
         transport.close()
-        with pytest.raises(ConnectionError):
-            await write_for_ever(peer)
+        async with asyncio.timeout(15):
+            with pytest.raises(ConnectionError):
+                await write_for_ever(peer)
         await end_of(client)
         assert client.data == b""
 

@@ -268,7 +268,7 @@ class Buffered(Recorder, asyncio.BufferedProtocol):
 
 @pytest.mark.parametrize("size", [1, 1000, 1 << 20])
 async def test_buffered_protocols_over_tls(
-    loop: Loop, engine: str, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext, size: int
+    loop: Loop, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext, size: int
 ) -> None:
     data = BLOCK[:3000] if size == 1 else BLOCK * 10
     async with tls_connected(server_tls, client_tls, Buffered(size)) as (transport, client, peer):
@@ -276,8 +276,16 @@ async def test_buffered_protocols_over_tls(
         assert await client.received(len(data)) == data
         transport.write(data)
         assert await peer.read(len(data)) == data
+
+
+async def test_a_buffered_protocol_whose_peer_hangs_up(
+    loop: Loop, engine: str, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    async with tls_connected(server_tls, client_tls, Buffered(100)) as (_, client, peer):
+        await peer.write(b"x" * 250)
         peer.sock.close()
         await end_of(client)
+        assert client.data == b"x" * 250
         assert hung_up(client, engine)
 
 
