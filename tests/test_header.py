@@ -215,7 +215,7 @@ UNFIT = {
     ("version", "reason"), UNFIT.items(), ids=["2.28", "3.6.5", "4.0", "alone"]
 )
 def test_an_unfit_mbedtls_is_refused(tmp_path: Path, version: str, reason: str) -> None:
-    names = "version error ssl ssl_cache ssl_ticket x509_crl x509_crt"
+    names = "version error platform platform_util ssl ssl_cache ssl_ticket x509_crl x509_crt"
     (tmp_path / "mbedtls").mkdir()
     (tmp_path / "psa").mkdir()
     for name in names.split():
