@@ -1215,8 +1215,8 @@ static int tl__tls_settle(tl__tls *t) {
 /* mbedTLS gives each connection 33 KB to decrypt and encrypt in, where next to nothing stays
    between events. So once their handshakes are over, the connections of a loop take turns with one
    such pair, which stays in the cache. What mbedTLS has to find again goes with the connection: the
-   number of the next record, at the front, and whatever it has of a record that is not whole yet, or
-   not read yet. Writing leaves nothing. */
+   number of the next record, at the front, and whatever it has of a record not yet whole or
+   not yet read. Writing leaves nothing. */
 
 #if MBEDTLS_VERSION_MAJOR < 4 && !defined(MBEDTLS_SSL_VARIABLE_BUFFER_LENGTH)
 
