@@ -25,9 +25,6 @@ once := $(wildcard $(patsubst %,tests/test_%.py,header cdef abi_mode packaging e
 # What virtual time runs, too: nothing but callbacks, tasks and timers.
 virtual := $(patsubst %,tests/test_%.py,timers tasks scheduling lifecycle context asyncgens \
   exception_handler)
-# What io_uring runs.
-io := $(patsubst %,tests/test_%.py,backends tcp udp unix pipes sock server subprocess readiness \
-  threads signals interrupts fork guest)
 behaviour := $(filter-out $(once),$(wildcard tests/test_*.py))
 # The outer limit is for what no test's own time-out ends: a thread that hangs at the exit.
 limit := timeout --foreground --kill-after=10 900
@@ -154,12 +151,12 @@ test-py: module $(VENV)/test.stamp
 	@TLOOP_TEST_LOOPS=tloop TLOOP_BACKEND=poll $(pytest) $(behaviour)
 	@$(py) -c 'import tloop_py; tloop_py.new_event_loop("io_uring").close()' 2>/dev/null || { \
 	    echo "io_uring is not to be had here, so nothing is tested on it"; exit; } && \
-	  echo "what does I/O on the io_uring backend" && \
-	  TLOOP_TEST_LOOPS=tloop TLOOP_BACKEND=io_uring $(pytest) $(io) -m "not slow"
+	  echo "the same on the io_uring backend" && \
+	  TLOOP_TEST_LOOPS=tloop TLOOP_BACKEND=io_uring $(pytest) $(behaviour)
 	@echo "callbacks, tasks and timers in virtual time"
 	@TLOOP_TEST_LOOPS=tloop TLOOP_BACKEND=dummy $(pytest) $(virtual) -m "not real and not slow"
-	@echo "all in debug mode, but for the slow ones, which measure scale or compare every call"
-	@TLOOP_TEST_LOOPS=tloop PYTHONASYNCIODEBUG=1 $(pytest) $(behaviour) -m "not slow"
+	@echo "all in debug mode"
+	@TLOOP_TEST_LOOPS=tloop PYTHONASYNCIODEBUG=1 $(pytest) $(behaviour)
 
 interop_programs := peer peer_asan go_peer
 # TLS in C with other people's; what is not installed is skipped. `make interop` has what is slow, too.
