@@ -115,14 +115,20 @@ GROUPS = (
         latencies=("uvicorn",),
     ),
 )
-# What the README shows: a label, and the rows of its cells.
-README_ROWS = (
+# What the README shows: a label, the rows of its cells, and which tloop it is about.
+README_ROWS: tuple[tuple[str, tuple[str, ...]] | tuple[str, tuple[str, ...], str], ...] = (
     ("protocol, 1 / 100 KiB echo", ("protocol:1024:50", "protocol:102400:50")),
     ("buffered protocol, 1 / 100 KiB", ("buffered:1024:50", "buffered:102400:50")),
     ("streams, 1 / 100 KiB", ("streams:1024:50", "streams:102400:50")),
     ("`sock_recv`, `sock_sendall`, 1 KiB", ("raw:1024:50",)),
     ("TLS (`ssl`), 1 / 100 KiB", ("tls:1024:50", "tls:102400:50")),
+    ("the same, tloop by mbedTLS", ("tls:1024:50", "tls:102400:50"), "tloop+mbedtls"),
     ("TLS handshake, full / resumed", ("tls-full:16:10", "tls-resumed:16:10")),
+    (
+        "the same, tloop by mbedTLS",
+        ("tls-full:16:10", "tls-resumed:16:10"),
+        "tloop+mbedtls",
+    ),
     ("UDP, 50 peers", ("udp:1024:50",)),
     ("connect, echo, close", ("connect:64:50",)),
     ("uvicorn, plain text", ("uvicorn:0:50",)),
@@ -348,7 +354,7 @@ class Page:
             f"- {name}: {v['error']}" for name, v in self.report.versions.items() if "error" in v
         ]
         for line in self.report.lines.values():
-            absent += [f"- {reason}" for reason in line.failures.values()]
+            absent += [f"- {without_trace(reason)}" for reason in line.failures.values()]
         if absent:
             self.add("### Not measured", "\n".join(absent))
 
@@ -371,28 +377,35 @@ class Page:
         return "\n\n".join(self.parts)
 
 
+def without_trace(reason: str) -> str:
+    """Who failed at what, and with which exception."""
+    where, traceback, rest = reason.partition(": Traceback ")
+    errors = [line for line in rest.splitlines() if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return f"{where}: {errors[-1]}" if traceback and errors else reason.splitlines()[0]
+
+
 def slug(title: str) -> str:
     return title.lower().replace(" ", "-")
 
 
 INTRODUCTION = f"""# Benchmarks
 
-Written by `bench/report.py` from what `make bench-full` measured;
-[bench/README.md](../bench/README.md) tells how. Costs are CPU time of the server's process, user
-and kernel together; in parentheses the ratio to {BASELINE} of the same round (median of the
-rounds), below 1 is cheaper. Bold is the cheapest loop of a column. `+primed` had glibc's allocator
-primed first, which tloop does by itself; `+mbedtls` is a `TLSContext`; `tloop.h`, `tloop_tls.h`,
-`epoll` and `libuv` are servers in C."""
+Written by `bench/report.py` from what `bench/run.py` and `bench/micro.py` measured (all of it by
+`make bench-full`); [bench/README.md](../bench/README.md) tells how. Costs are CPU time of the
+server's process, user and kernel together; in parentheses the ratio to {BASELINE} of the same
+round (median of the rounds), below 1 is cheaper. Bold is the cheapest loop of a column. `+primed`
+had glibc's allocator primed first, which tloop does by itself; `+mbedtls` is a `TLSContext`;
+`tloop.h`, `tloop_tls.h`, `epoll` and `libuv` are servers in C."""
 
 
 def readme_table(report: Report) -> str:
     body = []
-    for label, keys in README_ROWS:
+    for label, keys, *own in README_ROWS:
         lines = [report.lines[key] for key in keys if key in report.lines]
         if len(lines) < len(keys):
             continue
         cells = [label]
-        for name in README_LOOPS:
+        for name in (*(own or README_LOOPS[:1]), *README_LOOPS[1:]):
             ratios = [line.median(name, "ratio") for line in lines]
             cells.append(" / ".join("-" if r is None else f"{r:.2f}" for r in ratios))
         body.append(cells)
