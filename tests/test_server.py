@@ -414,3 +414,38 @@ async def test_the_listener_belongs_to_the_server(loop: Loop) -> None:
     assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     assert sock.gettimeout() == 0
     server.close()
+
+
+@pytest.mark.loops("tloop")  # asyncio's selector refuses to watch a number whose file has changed
+async def test_a_connection_may_get_the_number_of_a_socket_that_is_still_watched(
+    loop: Loop,
+) -> None:
+    """What is watched by number, of a socket that was closed, must not end who has it now."""
+    near, far = socket.socketpair()
+    number = near.fileno()
+    loop.add_reader(near, int)
+    accepted: list[int] = []
+
+    class Watching(asyncio.Protocol):
+        def __init__(self) -> None:
+            loop.add_writer(number, int)  # of the accepted connection, by now
+
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            accepted.append(transport.get_extra_info("socket").fileno())
+            self.transport = transport
+
+        def data_received(self, data: bytes) -> None:
+            self.transport.write(data)  # type: ignore[attr-defined]
+
+    server = await loop.create_server(Watching, "127.0.0.1", 0)
+    client = socket.socket()
+    client.connect(server.sockets[0].getsockname())
+    collect()  # so that no lower number becomes free
+    near.close()
+    with far, client:
+        client.setblocking(False)
+        await loop.sock_sendall(client, b"echo")
+        assert await asyncio.wait_for(loop.sock_recv(client, 9), 10) == b"echo"
+        assert accepted == [number]
+    server.close()
+    await server.wait_closed()

@@ -93,6 +93,8 @@ class _Acceptor(EventReceiver):
             _logger.debug("%r got a new connection from %r: fd=%d", self.server, address, fd)
         try:
             protocol = self.protocol_factory()
+            # A closed socket may have had this number; what is left of it must not watch ours.
+            self._loop._forget_descriptor(lib.tl_fd(self._loop._c, handle))
             if self.closed:  # by the factory
                 lib.tl_close(self._loop._c, handle)
             elif self.make_tls is not None:
