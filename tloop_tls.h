@@ -1220,38 +1220,43 @@ static int tl__tls_settle(tl__tls *t) {
 
 #if MBEDTLS_VERSION_MAJOR < 4 && !defined(MBEDTLS_SSL_VARIABLE_BUFFER_LENGTH)
 
-#define TL__TLS_MOVE(field, from, to) \
-  (ssl->MBEDTLS_PRIVATE(field) = (to) + (ssl->MBEDTLS_PRIVATE(field) - (from)))
-
-static void tl__tls_move_in(mbedtls_ssl_context *ssl, unsigned char *to) {
-  unsigned char *from = ssl->MBEDTLS_PRIVATE(in_buf);
-  TL__TLS_MOVE(in_ctr, from, to);
-  TL__TLS_MOVE(in_hdr, from, to);
-#if defined(MBEDTLS_SSL_DTLS_CONNECTION_ID)
-  TL__TLS_MOVE(in_cid, from, to);
-#endif
-  TL__TLS_MOVE(in_len, from, to);
-  TL__TLS_MOVE(in_iv, from, to);
-  TL__TLS_MOVE(in_msg, from, to);
-  if (ssl->MBEDTLS_PRIVATE(in_offt)) TL__TLS_MOVE(in_offt, from, to);
-  ssl->MBEDTLS_PRIVATE(in_buf) = to;
-  mbedtls_platform_zeroize(from, MBEDTLS_SSL_IN_CONTENT_LEN);
+/* Into a buffer that is shared: what points into the connection's own one, up to a NULL, and the
+   pointer to the buffer itself. nbytes of the old one may be secret. */
+static void tl__tls_move(unsigned char **buffer, unsigned char **const *places, unsigned char *to,
+                         size_t nbytes) {
+  unsigned char *from = *buffer;
+  for (; *places; places++)
+    if (**places) **places = to + (**places - from);
+  *buffer = to;
+  mbedtls_platform_zeroize(from, nbytes);
   mbedtls_free(from);
 }
 
-static void tl__tls_move_out(mbedtls_ssl_context *ssl, unsigned char *to) {
-  unsigned char *from = ssl->MBEDTLS_PRIVATE(out_buf);
-  TL__TLS_MOVE(out_ctr, from, to);
-  TL__TLS_MOVE(out_hdr, from, to);
+static void tl__tls_move_in(mbedtls_ssl_context *ssl, unsigned char *to) {
+  unsigned char **const places[] = {&ssl->MBEDTLS_PRIVATE(in_ctr),
+                                    &ssl->MBEDTLS_PRIVATE(in_hdr),
+                                    &ssl->MBEDTLS_PRIVATE(in_len),
+                                    &ssl->MBEDTLS_PRIVATE(in_iv),
+                                    &ssl->MBEDTLS_PRIVATE(in_msg),
+                                    &ssl->MBEDTLS_PRIVATE(in_offt),
 #if defined(MBEDTLS_SSL_DTLS_CONNECTION_ID)
-  TL__TLS_MOVE(out_cid, from, to);
+                                    &ssl->MBEDTLS_PRIVATE(in_cid),
 #endif
-  TL__TLS_MOVE(out_len, from, to);
-  TL__TLS_MOVE(out_iv, from, to);
-  TL__TLS_MOVE(out_msg, from, to);
-  ssl->MBEDTLS_PRIVATE(out_buf) = to;
-  mbedtls_platform_zeroize(from, MBEDTLS_SSL_OUT_CONTENT_LEN);
-  mbedtls_free(from);
+                                    NULL};
+  tl__tls_move(&ssl->MBEDTLS_PRIVATE(in_buf), places, to, MBEDTLS_SSL_IN_CONTENT_LEN);
+}
+
+static void tl__tls_move_out(mbedtls_ssl_context *ssl, unsigned char *to) {
+  unsigned char **const places[] = {&ssl->MBEDTLS_PRIVATE(out_ctr),
+                                    &ssl->MBEDTLS_PRIVATE(out_hdr),
+                                    &ssl->MBEDTLS_PRIVATE(out_len),
+                                    &ssl->MBEDTLS_PRIVATE(out_iv),
+                                    &ssl->MBEDTLS_PRIVATE(out_msg),
+#if defined(MBEDTLS_SSL_DTLS_CONNECTION_ID)
+                                    &ssl->MBEDTLS_PRIVATE(out_cid),
+#endif
+                                    NULL};
+  tl__tls_move(&ssl->MBEDTLS_PRIVATE(out_buf), places, to, MBEDTLS_SSL_OUT_CONTENT_LEN);
 }
 
 /* How much of the buffer mbedTLS has to find again: encrypted bytes of a record, a message or what

@@ -206,21 +206,21 @@ async def forever() -> None:
     await asyncio.get_running_loop().create_future()
 
 
-async def serve_protocol(args: argparse.Namespace, factory: Callable[[], Any]) -> None:
-    loop = asyncio.get_running_loop()
+async def serve_by(args: argparse.Namespace, start: Any, what: Callable[..., Any]) -> None:
     sock, address = listener(args.unix)
-    create: Any = loop.create_unix_server if args.unix else loop.create_server
-    await create(factory, sock=sock, backlog=BACKLOG, ssl=tls_context(args.tls))
+    await start(what, sock=sock, backlog=BACKLOG, ssl=tls_context(args.tls))
     ready(address)
     await forever()
+
+
+async def serve_protocol(args: argparse.Namespace, factory: Callable[[], Any]) -> None:
+    loop = asyncio.get_running_loop()
+    await serve_by(args, loop.create_unix_server if args.unix else loop.create_server, factory)
 
 
 async def serve_streams(args: argparse.Namespace) -> None:
-    sock, address = listener(args.unix)
-    start: Any = asyncio.start_unix_server if args.unix else asyncio.start_server
-    await start(echo_stream, sock=sock, backlog=BACKLOG, ssl=tls_context(args.tls))
-    ready(address)
-    await forever()
+    start = asyncio.start_unix_server if args.unix else asyncio.start_server
+    await serve_by(args, start, echo_stream)
 
 
 async def serve_raw(args: argparse.Namespace) -> None:

@@ -95,14 +95,10 @@ class DatagramTransport(Transport, asyncio.DatagramTransport):
         elif kind == ERROR:
             if not self._closing or (offset == WRITE and not self._conn_lost):
                 self._protocol.error_received(oserror(result))
-        elif not self._closing:
+        elif not self._closing:  # paused, or what came before is not delivered yet
             start = offset - ADDR_BYTES
             address = _addr.parse(self._arena[start : start + self._name_bytes])
-            data = self._arena[offset : offset + result]
-            if self._paused or self._held:
-                self._held.append((data, address))
-            else:
-                self._protocol.datagram_received(data, address)
+            self._held.append((self._arena[offset : offset + result], address))
 
     # -- sending ----------------------------------------------------------------------------------
 

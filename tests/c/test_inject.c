@@ -307,6 +307,14 @@ static tl_handle pair(tl_loop *loop, int *peer) {
   return ASSERT_OK(tl_stream_open(loop, fds[0], 0));
 }
 
+/* One that reads, and a byte for it. */
+static tl_handle readable(tl_loop *loop, int *peer) {
+  tl_handle stream = pair(loop, peer);
+  ASSERT_OK(tl_stream_read_start(loop, stream));
+  t_send_all(*peer, "x", 1);
+  return stream;
+}
+
 /* Interruptions */
 
 TEST(interrupted_receives_and_sends_are_repeated) {
@@ -806,9 +814,7 @@ TEST_ON(io_uring_that_is_not_there_is_refused_by_name, ON_URING) {
 TEST_ON(a_set_that_does_not_answer_is_asked_again, ON_URING) {
   tl_loop *loop = t_loop();
   int peer;
-  tl_handle stream = pair(loop, &peer);
-  ASSERT_OK(tl_stream_read_start(loop, stream));
-  t_send_all(peer, "x", 1);
+  tl_handle stream = readable(loop, &peer);
   script(WAIT, 0, 2, EINTR);
   t_expect(loop, stream, TL_EV_DATA);
   ASSERT_EQ(scripts[WAIT].times, 0);
@@ -822,9 +828,7 @@ TEST_ON(a_ring_that_cannot_be_made_anew_is_reported_and_tried_again, ON_URING) {
   tl_loop *loop = t_loop();
   tl_event event;
   int peer;
-  tl_handle stream = pair(loop, &peer);
-  ASSERT_OK(tl_stream_read_start(loop, stream));
-  t_send_all(peer, "x", 1);
+  tl_handle stream = readable(loop, &peer);
   script(RING_SETUP, 0, 2, EMFILE);
   script(RING_ENTER, 0, 1, EEXIST);
   ASSERT_EQ(tl_loop_poll(loop, &event, 1, -1), -EMFILE);
@@ -867,9 +871,7 @@ TEST(a_wait_that_fails_is_reported_and_can_be_repeated) {
   tl_loop *loop = t_loop();
   tl_event event;
   int peer;
-  tl_handle stream = pair(loop, &peer);
-  ASSERT_OK(tl_stream_read_start(loop, stream));
-  t_send_all(peer, "x", 1);
+  tl_handle stream = readable(loop, &peer);
   script_wait(0, 1, ENOMEM);
   ASSERT_EQ(tl_loop_poll(loop, &event, 1, 0), -ENOMEM);
   script_wait(0, 1, EINVAL);
