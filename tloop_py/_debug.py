@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from asyncio import events, format_helpers
 from contextvars import copy_context
-from itertools import repeat
 from typing import TYPE_CHECKING, Any, Final
 
 from tloop_py._base import BaseLoop, base_events
@@ -17,6 +16,7 @@ from tloop_py._ffi import EVENT_NAMES
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Iterator
     from traceback import StackSummary
 
 NOTHING: Final = object()  # the argument of a queued callback that takes none
@@ -63,24 +63,22 @@ class EventHandle(events.Handle):
         return info
 
     def _run(self) -> None:
-        self._callback(self._args)
+        self._callback(iter((self._args,)))
 
 
 class DebugMixin(BaseLoop):
     _began = 0.0  # when the running handle began
 
-    def _add_event_handles(self, flat: list[int], due: int) -> None:
+    def _add_event_handles(self, rows: Iterator[Any], due: int) -> None:
         """Queue the events of a poll before the timers, which are the last `due` handles."""
         timers = [self._ready.pop() for _ in range(due)]
-        numbers = iter(flat)
-        rows = zip(numbers, numbers, numbers, numbers, strict=True)
         self._ready.extend(EventHandle(self, row) for row in rows)
         self._ready.extend(reversed(timers))
 
     def _run_ready_debug(self, count: int) -> None:
         item: Any
         args: Any
-        for _ in repeat(None, count):
+        for _ in range(count):
             item = self._ready.popleft()
             if item.__class__ is tuple:  # scheduled before debug mode was switched on
                 args = () if item[2] is NOTHING else item[2:]

@@ -8,9 +8,9 @@ import socket
 import threading
 import weakref
 from contextvars import copy_context
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tloop_py._ffi import EDGE, ERR, HUP, READ, WRITE, lib, oserror
+from tloop_py._ffi import EDGE, ERR, HUP, POLL, READ, WRITE, lib, oserror
 from tloop_py._receiver import EventReceiver
 
 if TYPE_CHECKING:
@@ -27,8 +27,9 @@ class Descriptor(EventReceiver):
     """What a loop knows of one file descriptor."""
 
     __slots__ = (
-        "__weakref__", "_c", "_context", "_edge", "_loop", "errors", "fd", "gone", "handle", "hup",
-        "mask", "readable", "reader", "reads", "sock", "tcp", "writable", "writer", "writes",
+        "__weakref__", "_c", "_context", "_edge", "_loop", "_takes", "errors", "fd", "gone",
+        "handle", "hup", "mask", "only", "readable", "reader", "reads", "sock", "tcp", "writable",
+        "writer", "writes",
     )  # fmt: skip
 
     def __init__(self, loop: SockMixin, fd: int) -> None:
@@ -45,6 +46,9 @@ class Descriptor(EventReceiver):
         self.sock: weakref.ref[socket.socket] | None = None
         self.reader: asyncio.Handle | None = None
         self.writer: asyncio.Handle | None = None
+        # The reader or the writer, while there is nothing else that an event could be for.
+        self.only: Any = None
+        self._takes = 0
         # Operations that wait, in order. The first one's future is done when it may try; it stays
         # in front until it has succeeded or failed.
         self.reads: Turns = collections.deque()
@@ -75,6 +79,9 @@ class Descriptor(EventReceiver):
         if rc < 0:
             raise oserror(rc)
         self.mask = mask
+        alone = self.sock is None and not (self.reader and self.writer)
+        self.only = (self.reader or self.writer) if alone else None
+        self._takes = POLL if self.only else 0
 
     def serve(self, sock: socket.socket) -> None:
         """From now on for sock_* operations on sock."""

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import logging
 import os
+import struct
 import threading
 import weakref
 from asyncio import events, format_helpers
 from contextvars import copy_context
 from heapq import heapify, heappop, heappush
-from itertools import repeat
 from math import inf, nextafter
 from time import monotonic
 from types import BuiltinFunctionType
@@ -30,6 +30,7 @@ from tloop_py._ffi import (
     ADDR_BYTES,
     CAP_VIRTUAL,
     DATA,
+    POLL,
     READABLE,
     SIGNAL,
     create_loop,
@@ -49,16 +50,13 @@ from tloop_py._subprocess import SubprocessMixin
 
 if TYPE_CHECKING:
     import contextvars
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     from tloop_py._receiver import EventReceiver
-
-    Row = tuple[int, int, int, int]
 
 _logger = logging.getLogger("asyncio")
 
 _CAPACITY = 1024  # events per tick; more wait for the next one
-_ROW = 4  # integers per event
 _MAX_TIMEOUT = 24 * 3600  # seconds; asyncio's limit for one wait
 # As asyncio: rebuild the timer heap when more than half of more than 100 timers are cancelled.
 _MIN_TIMERS = 100
@@ -68,6 +66,8 @@ _MANY = 50
 # A loop that watches nothing but has callbacks to run need not ask the kernel each time (0.5 us);
 # signals wait that many ticks at most.
 _MAX_SKIPPED = 15
+
+_ROW = struct.Struct("4q")  # an event: handle, kind, result, offset
 
 _live: weakref.WeakSet[Loop] | None = None
 
@@ -100,7 +100,7 @@ class Loop(
         self._woken = False
         super().__init__()
         self._events: Any = ffi.new("tl_event[]", _CAPACITY)
-        self._rows = memoryview(ffi.buffer(self._events)).cast("B").cast("q")
+        self._rows: Any = ffi.buffer(self._events)  # a memoryview of it is slow on PyPy
         self._arena: Any = ffi.buffer(lib.tl_loop_arena(self._c), lib.tl_loop_arena_bytes(self._c))
         self._arena_view = memoryview(self._arena)
         self._name: Any = ffi.new("tl_addr *")  # for who asks C for an address
@@ -114,7 +114,7 @@ class Loop(
         self._timer_seq = 0
         # What an interrupted tick (Ctrl-C, SystemExit) has left; see _recover.
         self._interrupted = False
-        self._rest: Iterator[Row] | None = None
+        self._rest: Iterator[Any] | None = None  # of rows
         if lib.tl_loop_caps(self._c) & CAP_VIRTUAL:
             self.time = self._virtual_time
         _register_for_fork(self)
@@ -340,7 +340,7 @@ class Loop(
         """Tick until stop() is called. The inherited run_forever would come back here each time."""
         ready, timers, rows = self._ready, self._timers, self._rows
         poll, c, table = lib.tl_loop_poll, self._c, self._events
-        outbox = self._outbox
+        rows_of, size, outbox = _ROW.iter_unpack, _ROW.size, self._outbox
         taken = True  # the events of the last poll
         skipped = _MAX_SKIPPED if self._stopping else 0  # who runs single ticks wants events, too
         try:
@@ -362,7 +362,7 @@ class Loop(
                 if outbox.parts:
                     outbox.flush()
                 outbox.is_open = not self._debug
-                timeout = 0 if ready and not timers else self._timeout_ns()
+                timeout = self._timeout_ns() if timers else 0 if ready or self._stopping else -1
                 taken = False
                 n = poll(c, table, _CAPACITY, timeout)
                 if n < 0:
@@ -374,14 +374,14 @@ class Loop(
                 due = len(ready) - before
                 if self._debug:
                     taken = True
-                    self._add_event_handles(rows[: n * _ROW].tolist(), due)
+                    self._add_event_handles(rows_of(rows[: n * size]), due)
                     self._run_ready_debug(len(ready))
                 else:
                     if before:
                         self._run_ready(before)
                     taken = True
                     if n:
-                        self._dispatch(rows[: n * _ROW].tolist())
+                        self._dispatch(rows_of(rows[: n * size]))
                     if due:
                         self._run_ready(due)
                 if self._stopping:
@@ -389,7 +389,7 @@ class Loop(
         except BaseException:
             self._interrupted = True
             if not taken:
-                self._rest = _by_row(rows[: lib.tl_loop_polled(c) * _ROW].tolist())
+                self._rest = rows_of(rows[: lib.tl_loop_polled(c) * size])
             raise
         finally:
             outbox.is_open = False
@@ -399,7 +399,7 @@ class Loop(
         popleft = self._ready.popleft
         item: Any
         args: Any
-        for _ in repeat(None, count):
+        for _ in range(count):
             item = popleft()
             try:
                 if item.__class__ is tuple:
@@ -438,9 +438,9 @@ class Loop(
             {"message": f"Exception in callback {shown}", "exception": exc, "handle": item}
         )
 
-    def _dispatch(self, flat: Iterable[int]) -> None:
+    def _dispatch(self, rest: Iterator[Any]) -> None:
         """Hand events to their handlers. An exception that ends the loop leaves the rest."""
-        self._rest = rest = _by_row(flat)
+        self._rest = rest
         handlers = self._handlers
         receiver: Any
         for handle, kind, result, offset in rest:
@@ -459,6 +459,11 @@ class Loop(
                     )
                 elif kind == READABLE:
                     receiver._context.run(receiver._receive_into)
+                elif kind == POLL:
+                    if receiver.only._cancelled:
+                        receiver._event(kind, result, offset)
+                    else:
+                        self._run_handle(receiver.only)
                 else:
                     start = offset - ADDR_BYTES
                     receiver._context.run(
@@ -489,7 +494,7 @@ class Loop(
         else:
             self._run_ready(len(self._ready))
         if self._rest is not None:
-            self._dispatch([number for row in self._rest for number in row])
+            self._dispatch(self._rest)
 
     # -- running ----------------------------------------------------------------------------------
 
@@ -503,11 +508,6 @@ class Loop(
             super().run_forever()
         finally:
             self._end_wakeup_fd(former)
-
-
-def _by_row(flat: Iterable[int]) -> Iterator[Row]:
-    numbers = iter(flat)
-    return zip(numbers, numbers, numbers, numbers, strict=False)
 
 
 def _register_for_fork(loop: Loop) -> None:

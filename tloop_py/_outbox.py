@@ -44,10 +44,17 @@ class Outbox:
     def flush(self) -> None:
         """Hand everything over; transports are told what could not be sent at once."""
         transports, parts = self.transports, self.parts
+        count = len(parts)
+        if count == 1:
+            transport, part = transports.pop(), parts.pop()
+            transport._pending = 0
+            queued = _write(transport._c, transport._handle, part, len(part))
+            if queued:
+                transport._not_all_sent(queued)
+            return
         self.transports, self.parts = [], []
         for transport in transports:
             transport._pending = 0
-        count = len(parts)
         if count > 1 and sum(map(len, parts)) <= JOINED * count:
             self._flush_joined(transports, parts, count)
             return

@@ -23,6 +23,7 @@ class EventReceiver:
         _arena: Any
         _protocol: Any
         _name_bytes: int  # of datagrams' addresses
+        only: Any  # a Handle, of a descriptor
 
         def _receive_into(self) -> None: ...
 
