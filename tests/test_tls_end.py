@@ -17,8 +17,10 @@ from typing import Any
 import pytest
 from conftest import AsyncioLog
 from loopkit import (
+    PATIENCE,
     Echo,
     Loop,
+    LoopFactory,
     Recorder,
     end_of,
     listening,
@@ -26,6 +28,7 @@ from loopkit import (
     tcp_sockets,
     turns,
     until,
+    warnings_seen,
 )
 from tlskit import (
     CERTIFICATES,
@@ -195,6 +198,33 @@ async def test_aborting_in_connection_made(
         await turns(20)
     assert server.calls == ["made", "lost"]
     assert server.error is None
+
+
+@pytest.mark.engines("ssl", "server")
+@pytest.mark.parametrize("steps", [0, 5])
+def test_handshakes_under_way_end_with_the_loop(
+    loop_factory: LoopFactory, server_tls: Any, steps: int
+) -> None:
+    made: list[Recorder] = []
+
+    def accept() -> Recorder:
+        made.append(Recorder())
+        return made[-1]
+
+    async def main() -> socket.socket:
+        async with listening(accept, ssl=server_tls) as address:
+            client = socket.create_connection(address)
+            await until(lambda: made)
+            await turns(steps)
+        return client
+
+    runner = asyncio.Runner(loop_factory=loop_factory)
+    with warnings_seen() as seen, runner, runner.run(main()) as client:
+        client.settimeout(PATIENCE)
+        runner.close()
+        assert client.recv(1) == b""
+    assert made[0].calls == []
+    assert seen == []
 
 
 # -- the peer ends it ------------------------------------------------------------------------------

@@ -143,6 +143,9 @@ class Loop(
             super().close()  # which complains, or does nothing
             return
         self._close_signals()
+        for handshake in self._handshakes:
+            handshake.abandon()
+        self._handshakes.clear()
         super().close()
         self._choose_append_step()
         self._timers.clear()

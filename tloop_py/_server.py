@@ -98,7 +98,7 @@ class _Acceptor(EventReceiver):
             if self.closed:  # by the factory
                 lib.tl_close(self._loop._c, handle)
             elif self.make_tls is not None:
-                self._loop.create_task(self._accept_tls(protocol, handle, peer, home))
+                _Handshake(self, protocol).begin(handle, peer, home)
             else:
                 StreamTransport(
                     self._loop,
@@ -115,32 +115,6 @@ class _Acceptor(EventReceiver):
         except BaseException as exc:
             lib.tl_close(self._loop._c, handle)
             self._failed(exc, protocol, None)
-
-    async def _accept_tls(
-        self, protocol: asyncio.BaseProtocol, handle: int, peer: bytes, home: Context | None
-    ) -> None:
-        transport = None
-        if self.closed:  # a server takes no connection after close(); asyncio's asserts that
-            lib.tl_close(self._loop._c, handle)
-            return
-        try:
-            assert self.make_tls is not None
-            waiter = self._loop.create_future()
-            transport = self.make_tls(
-                protocol, waiter, handle=handle, peer=peer, kind=self.kind, context=home
-            )
-            try:
-                await waiter
-            except BaseException:
-                transport.close()
-                waiter = None  # its exception refers to this frame
-                raise
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as exc:
-            if transport is None:
-                lib.tl_close(self._loop._c, handle)
-            self._failed(exc, protocol, transport)
 
     def _failed(
         self, exc: BaseException, protocol: asyncio.BaseProtocol | None, transport: Any
@@ -159,9 +133,54 @@ class _Acceptor(EventReceiver):
         self._loop.call_exception_handler(context)
 
 
+class _Handshake:
+    """An accepted connection until TLS is established, as the waiter of its transport: the future
+    and the task that asyncio has instead were a twelfth of the interpreter's work."""
+
+    __slots__ = ("_acceptor", "_handle", "_protocol", "_transport")
+
+    def __init__(self, acceptor: _Acceptor, protocol: asyncio.BaseProtocol) -> None:
+        self._acceptor = acceptor
+        self._protocol = protocol
+        self._transport: Any = None
+
+    def begin(self, handle: int, peer: bytes, home: Context | None) -> None:
+        acceptor = self._acceptor
+        assert acceptor.make_tls is not None
+        self._handle = handle
+        self._transport = acceptor.make_tls(
+            self._protocol, self, handle=handle, peer=peer, kind=acceptor.kind, context=home
+        )
+        acceptor._loop._handshakes.add(self)
+
+    def abandon(self) -> None:
+        """The loop is being closed, and nobody else has heard of the connection."""
+        self._transport.abort()
+        self._acceptor._loop._handlers[self._handle]._abandon()
+
+    # What transports ask and tell their waiter.
+
+    def done(self) -> bool:
+        return False
+
+    cancelled = done
+
+    def set_result(self, result: None) -> None:
+        self._acceptor._loop._handshakes.discard(self)
+
+    def set_exception(self, exc: BaseException) -> None:
+        self._acceptor._loop._handshakes.discard(self)
+        self._acceptor._loop.call_soon(self._failed, exc)  # the transport is still busy
+
+    def _failed(self, exc: BaseException) -> None:
+        self._transport.close()
+        self._acceptor._failed(exc, self._protocol, self._transport)
+
+
 class ServerMixin(TLSMixin):
     def __init__(self) -> None:
         super().__init__()
+        self._handshakes: set[_Handshake] = set()
         self._acceptors: dict[socket.socket, _Acceptor] = {}
         self._unix_server_sockets: dict[socket.socket, int] = {}
 
@@ -195,26 +214,10 @@ class ServerMixin(TLSMixin):
         ssl_shutdown_timeout: float | None = constants.SSL_SHUTDOWN_TIMEOUT,
         context: Context | None = None,
     ) -> None:
-        make_tls: Callable[..., asyncio.Transport] | None = None
         if isinstance(sslcontext, TLSContext):
             self._check_context(sslcontext, server)
-        if sslcontext:
-
-            def make_tls(
-                protocol: asyncio.BaseProtocol, waiter: asyncio.Future[None], **accepted: Any
-            ) -> asyncio.Transport:
-                return self._make_ssl_transport(
-                    None,
-                    protocol,
-                    sslcontext,
-                    waiter,
-                    server_side=True,
-                    server=server,
-                    ssl_handshake_timeout=ssl_handshake_timeout,
-                    ssl_shutdown_timeout=ssl_shutdown_timeout,
-                    **accepted,
-                )
-
+        timeouts = ssl_handshake_timeout, ssl_shutdown_timeout
+        make_tls = self._tls_maker(sslcontext, server, timeouts) if sslcontext else None
         self._forget_descriptor(self._ensure_fd_no_transport(sock))
         self._acceptors[sock] = _Acceptor(self, sock, protocol_factory, server, make_tls, context)
 

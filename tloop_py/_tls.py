@@ -17,13 +17,14 @@ from tloop_py._tlstransport import start_tls as start_core_tls
 if TYPE_CHECKING:
     import socket
     from asyncio.base_events import Server
+    from collections.abc import Callable
     from contextvars import Context
 
 
 class TLSMixin(BaseLoop):
     def _make_ssl_transport(
         self,
-        rawsock: socket.socket | None,
+        rawsock: socket.socket,
         protocol: asyncio.BaseProtocol,
         sslcontext: ssl.SSLContext | TLSContext,
         waiter: asyncio.Future[None] | None = None,
@@ -35,10 +36,8 @@ class TLSMixin(BaseLoop):
         ssl_handshake_timeout: float | None = constants.SSL_HANDSHAKE_TIMEOUT,
         ssl_shutdown_timeout: float | None = constants.SSL_SHUTDOWN_TIMEOUT,
         context: Context | None = None,
-        **accepted: Any,
     ) -> asyncio.Transport:
-        if rawsock is not None:
-            self._ensure_fd_no_transport(rawsock)
+        self._ensure_fd_no_transport(rawsock)
         if isinstance(sslcontext, TLSContext):
             return self._make_core_transport(
                 rawsock,
@@ -49,7 +48,6 @@ class TLSMixin(BaseLoop):
                 extra=extra,
                 server=server,
                 context=context,
-                **accepted,
             )
         tls: Any = SSLProtocol(
             self,
@@ -61,16 +59,13 @@ class TLSMixin(BaseLoop):
             ssl_handshake_timeout=ssl_handshake_timeout,
             ssl_shutdown_timeout=ssl_shutdown_timeout,
         )
-        if rawsock is None:
-            StreamTransport(self, tls, server=server, context=context, **accepted)
-        else:
-            self._make_socket_transport(rawsock, tls, extra=extra, server=server, context=context)
+        self._make_socket_transport(rawsock, tls, extra=extra, server=server, context=context)
         transport: asyncio.Transport = tls._app_transport
         return transport
 
     def _make_core_transport(
         self,
-        rawsock: socket.socket | None,
+        rawsock: socket.socket,
         protocol: asyncio.BaseProtocol,
         waiter: asyncio.Future[None] | None,
         role: tuple[TLSContext, bool, str | None],
@@ -80,14 +75,36 @@ class TLSMixin(BaseLoop):
         """TLS in the C core. A socket that gets no transport is closed: nobody else would do it."""
         try:
             options = TLSOptions(*role, *timeouts)
-            if rawsock is not None:
-                self._forget_descriptor(rawsock.fileno())
-                base_events._set_nodelay(rawsock)
+            self._forget_descriptor(rawsock.fileno())
+            base_events._set_nodelay(rawsock)
             return make_transport(self, rawsock, protocol, waiter, options, **stream)
         except BaseException:
-            if rawsock is not None:
-                rawsock.close()
+            rawsock.close()
             raise
+
+    def _tls_maker(
+        self,
+        sslcontext: ssl.SSLContext | TLSContext,
+        server: Server | None,
+        timeouts: tuple[float | None, float | None],
+    ) -> Callable[..., asyncio.Transport]:
+        """What makes the transports of accepted connections."""
+
+        def make(protocol: asyncio.BaseProtocol, waiter: Any, **accepted: Any) -> asyncio.Transport:
+            # By position: keywords of asyncio's constructor would pass through ours.
+            tls: Any = SSLProtocol(self, protocol, sslcontext, waiter, True, None, True, *timeouts)
+            StreamTransport(self, tls, server=server, **accepted)
+            transport: asyncio.Transport = tls._app_transport
+            return transport
+
+        def make_core(
+            protocol: asyncio.BaseProtocol, waiter: Any, **accepted: Any
+        ) -> asyncio.Transport:
+            assert isinstance(sslcontext, TLSContext)
+            options = TLSOptions(sslcontext, True, None, *timeouts)
+            return make_transport(self, None, protocol, waiter, options, server=server, **accepted)
+
+        return make_core if isinstance(sslcontext, TLSContext) else make
 
     async def start_tls(
         self,
