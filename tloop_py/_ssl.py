@@ -14,8 +14,10 @@ from typing import Any, Final
 
 from tloop_py._base import SSLProtocolBase, SSLTransportBase
 
+_HANDSHAKE: Final = sslproto.SSLProtocolState.DO_HANDSHAKE
 _WRAPPED: Final = sslproto.SSLProtocolState.WRAPPED
 _FLUSHING: Final = sslproto.SSLProtocolState.FLUSHING
+_SHUTDOWN: Final = sslproto.SSLProtocolState.SHUTDOWN
 _AGAIN: Final = sslproto.SSLAgainErrors
 _RECORD: Final = 16384  # plain text of the largest record, and so of one SSL_read
 _BUFFER: Final = 256 * 1024
@@ -64,12 +66,61 @@ class SSLProtocol(SSLProtocolBase):
         plain = type(self._sslobj) is ssl.SSLObject
         target = self._sslobj._sslobj if plain else self._sslobj
         self._read, self._write, self._left_over = target.read, target.write, target.pending
+        self._shake = target.do_handshake
 
     def _get_app_transport(self) -> Any:
         if self._app_transport is None and not self._app_transport_created:
             self._app_transport = SSLTransport(self._loop, self)
             self._app_transport_created = True
         return super()._get_app_transport()
+
+    def _set_state(self, new: Any) -> None:
+        old = self._state
+        if (
+            (old is _HANDSHAKE and new is _WRAPPED)
+            or (old is _WRAPPED and new is _FLUSHING)
+            or (old is _FLUSHING and new is _SHUTDOWN)
+        ):
+            self._state = new  # the same, without asking the enumeration 20 times
+        else:
+            super()._set_state(new)
+
+    # -- handshake --------------------------------------------------------------------------------
+
+    def _do_handshake(self) -> None:
+        if self._server_side and not self._incoming.pending:
+            return  # the client begins; asking OpenSSL would only make the exception that says so
+        try:
+            self._shake()
+        except _AGAIN:
+            self._process_outgoing()
+        except ssl.SSLError as exc:
+            self._on_handshake_complete(exc)
+        else:
+            self._on_handshake_complete(None)
+
+    # -- shutdown ---------------------------------------------------------------------------------
+
+    _ended = False
+
+    def _start_shutdown(self) -> None:
+        """A time-out is needed only where the peer has not begun."""
+        if self._state is not _WRAPPED:
+            super()._start_shutdown()
+            return
+        self._app_transport._closed = True
+        self._set_state(_FLUSHING)
+        try:
+            self._do_flush()
+        finally:
+            if not self._ended and self._transport is not None:
+                self._shutdown_timeout_handle = self._loop.call_later(
+                    self._ssl_shutdown_timeout, self._check_shutdown_timeout
+                )
+
+    def _on_shutdown_complete(self, exc: BaseException | None) -> None:
+        self._ended = True
+        super()._on_shutdown_complete(exc)
 
     # -- receiving --------------------------------------------------------------------------------
 
@@ -84,6 +135,8 @@ class SSLProtocol(SSLProtocolBase):
         self._incoming.write(data)
         if self._state is _WRAPPED:
             self._do_read()
+        elif self._state is _HANDSHAKE:
+            self._do_handshake()
         else:
             super().buffer_updated(0)
 
