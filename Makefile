@@ -41,7 +41,7 @@ tls := build/mbedtls.flags
 .PHONY: all demo soak test test-fast test-all test-next test-pypy
 .PHONY: test-c test-py test-apps test-interop test-stdlib test-once interop fuzz fuzz-short
 .PHONY: asan tsan lint lint-cdef lint-python lint-types lint-format lint-c format
-.PHONY: bench bench-full compatibility examples module mbedtls tools clean
+.PHONY: bench bench-full bench-matrix bench-report compatibility examples module mbedtls tools clean
 .DELETE_ON_ERROR:
 
 all: module
@@ -115,15 +115,31 @@ build/examples/tls_%: examples/tls_%.c tloop.h tloop_tls.h $(tls)
 demo: module examples $(VENV)/demo.stamp
 	@$(py) bench/demo.py
 
+# A peer without a wheel for this machine is left out.
+$(VENV)/peers.stamp: pyproject.toml $(VENV)/bench.stamp
+	@$(pip) install --only-binary :all: --group peers || echo "going on without some peers"
+	@touch $@
+
 bench: module $(VENV)/bench.stamp
 	@$(py) bench/run.py
 	@$(py) bench/micro.py
 
-# All rows and loops, five rounds: hours. Writes docs/benchmarks.md and the README's table.
-bench-full: module $(VENV)/bench.stamp
+# All rows and loops, five rounds, on this interpreter: 50 minutes. The files in build/bench are
+# named after it.
+bench-full: module $(VENV)/peers.stamp
 	@$(py) bench/run.py --full
 	@$(py) bench/micro.py --full
-	@$(py) bench/report.py
+
+# The same on the interpreters of docs/benchmarks.md, each in a Debian of its own, then the page:
+# make bench-matrix MATRIX="3.14 pypy"
+MATRIX ?= 3.13 3.14 pypy
+bench-matrix: $(tls)
+	@.ci/bench-matrix $(MATRIX)
+	@$(MAKE) bench-report
+
+# Writes docs/benchmarks.md, its plots and the README's table.
+bench-report:
+	@$(PYTHON) bench/report.py
 
 # -- tests -----------------------------------------------------------------------------------------
 

@@ -6,26 +6,35 @@ import contextlib
 import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import serve
+import work
 from rounds import BUILD, ROOT, BenchError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from rows import Row
 
 SERVE = ROOT / "bench" / "serve.py"
 MBEDTLS = ROOT / "build" / "mbedtls.flags"  # what the compiler needs, made by `make`
 
-_CORES = sorted(os.sched_getaffinity(0))
+WRK_REPORT = ROOT / "bench" / "wrk.lua"
+# Compiled once, as users have it: what starts afresh for each sample has to start fast.
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+
+_CORES = list(range(os.cpu_count() or 1))
+if hasattr(os, "sched_getaffinity"):  # not on PyPy
+    _CORES = sorted(os.sched_getaffinity(0))
 SERVER_CORE = _CORES[0]
 LOAD_CORE = _CORES[1 % len(_CORES)]
 
@@ -47,7 +56,9 @@ class Contender:
         if self.loop in PROGRAMS:
             return PROGRAMS[self.loop].build()
         argv = [self.python, str(SERVE), "protocol", self.loop, "--probe"]
-        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=30)
+        done = subprocess.run(
+            argv, capture_output=True, text=True, check=False, timeout=30, env=ENVIRONMENT
+        )
         if done.returncode:
             return {"error": done.stderr.strip().rpartition("\n")[2]}
         versions: dict[str, Any] = json.loads(done.stdout)
@@ -133,8 +144,9 @@ def body_of(row: Row) -> Path | None:
     return path
 
 
-def pin(core: int) -> Callable[[], None]:
-    return functools.partial(os.sched_setaffinity, 0, {core})
+def pinned(core: int, argv: Sequence[str]) -> list[str]:
+    """The same program on one core. It keeps its process id."""
+    return ["taskset", "-c", str(core), *argv]
 
 
 @functools.cache
@@ -147,16 +159,21 @@ def load_program() -> tuple[Path, bool]:
 
 
 def report_of(argv: Sequence[str], core: int, what: str, timeout: float) -> dict[str, Any]:
-    """Run a program on a core and return the JSON that it prints."""
+    """Run a program on a core and return the JSON that its last line is."""
     try:
         done = subprocess.run(
-            argv, capture_output=True, text=True, check=False, timeout=timeout, preexec_fn=pin(core)
+            pinned(core, argv),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout,
+            env=ENVIRONMENT,
         )
     except subprocess.TimeoutExpired:
         raise BenchError(f"{what}: not done after {timeout} s") from None
     if done.returncode:
         raise BenchError(f"{what}: {done.stderr.strip()}")
-    report: dict[str, Any] = json.loads(done.stdout)
+    report: dict[str, Any] = json.loads(done.stdout.strip().rpartition("\n")[2])
     return report
 
 
@@ -164,9 +181,9 @@ def report_of(argv: Sequence[str], core: int, what: str, timeout: float) -> dict
 def running(contender: Contender, row: Row) -> Iterator[tuple[int, str]]:
     """Run a fresh server on its own core; give its process id and address."""
     with tempfile.TemporaryDirectory() as folder, open(f"{folder}/errors", "w+") as errors:
-        argv = contender.command(row, folder)
+        argv = pinned(SERVER_CORE, contender.command(row, folder))
         with subprocess.Popen(
-            argv, stdout=subprocess.PIPE, stderr=errors, text=True, preexec_fn=pin(SERVER_CORE)
+            argv, stdout=subprocess.PIPE, stderr=errors, text=True, env=ENVIRONMENT
         ) as server:
             assert server.stdout is not None
             try:
@@ -181,15 +198,58 @@ def running(contender: Contender, row: Row) -> Iterator[tuple[int, str]]:
                 server.kill()
 
 
-def measure(contender: Contender, row: Row, seconds: float, warmup: float = 0.3) -> dict[str, Any]:
-    """Drive one fresh server and return what the load generator reports."""
+def load_command(row: Row, pid: int) -> list[str]:
+    argv = [str(load_program()[0]), *row.kind.load, "-p", str(pid), "-c", str(row.connections)]
+    argv += ["-s", str(row.size)] * bool(row.size)
+    if body := body_of(row):
+        argv += ["-b", str(body)]
+    return argv
+
+
+def measure(
+    contender: Contender, row: Row, seconds: float, warmup: float = 0.2, patience: float = 0
+) -> dict[str, Any]:
+    """Drive one fresh server and return what the load generator reports.
+
+    `patience` is for a server that compiles while it runs: the warm-up goes on until its cost is
+    steady, but no longer than so many seconds."""
+    what = f"{contender.name}, {row}"
+    if contender.loop in PROGRAMS:
+        patience = 0
+    if patience:  # the cost of a few requests says nothing of how compiled they are
+        warmup = max(warmup, 0.5)
+    wrk = wrk_version() if row.kind.body else None
     with running(contender, row) as (pid, target):
-        argv = [str(load_program()[0]), *row.kind.load, "-p", str(pid), "-c", str(row.connections)]
-        argv += ["-s", str(row.size)] * bool(row.size)
-        if body := body_of(row):
-            argv += ["-b", str(body)]
-        argv += ["-t", str(seconds), "-w", str(warmup), target]
-        return report_of(argv, LOAD_CORE, f"{contender.name}, {row}", seconds + warmup + 30)
+        argv = [*load_command(row, pid), "-w", str(warmup), "-W", str(patience)]
+        argv += ["-t", str(0.02 if wrk else seconds), target]
+        report = report_of(argv, LOAD_CORE, what, seconds + warmup + patience + 30)
+        if wrk:  # bytes were compared in the warm-up; wrk looks at the status alone
+            report |= {**measure_by_wrk(row, pid, target, seconds, what), "generator": wrk}
+        return report
+
+
+@functools.cache
+def wrk_version() -> str | None:
+    """What HTTP rows are measured with where it is installed, else that is `load.c`."""
+    if not shutil.which("wrk"):
+        return None
+    done = subprocess.run(["wrk", "--version"], capture_output=True, text=True, check=False)
+    return " ".join(done.stdout.split()[:2])
+
+
+def measure_by_wrk(row: Row, pid: int, target: str, seconds: float, what: str) -> dict[str, Any]:
+    argv = ["wrk", "-t1", f"-c{row.connections}", f"-d{max(1, round(seconds))}s"]
+    clock = ~pid << 3 | 2  # of another process, as clock_getcpuclockid() makes it
+    before = time.clock_gettime(clock)
+    report = report_of([*argv, "-s", str(WRK_REPORT), f"http://{target}/"], LOAD_CORE, what, 60)
+    cpu = time.clock_gettime(clock) - before
+    if errors := {name: count for name, count in report.pop("errors").items() if count}:
+        raise BenchError(f"{what}: errors under wrk: {errors}")
+    return {
+        **report,
+        "cpu_us_per_request": 1e6 * cpu / report["requests"],
+        "server_busy": cpu / report["seconds"],
+    }
 
 
 def available(
@@ -199,3 +259,13 @@ def available(
     contenders = {name: Contender(name, python) for name in names}
     versions = {name: contender.probe() for name, contender in contenders.items()}
     return {name: c for name, c in contenders.items() if "version" in versions[name]}, versions
+
+
+def interpreter_of(versions: dict[str, dict[str, Any]]) -> str:
+    """Its name and version, as whichever loop runs on it said."""
+    return next((v["python"] for v in versions.values() if "python" in v), "C")
+
+
+def patience_with(python: str) -> float:
+    """Seconds that an interpreter may take until it has compiled what it runs."""
+    return work.PATIENCE if python.startswith("PyPy") else 0

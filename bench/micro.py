@@ -1,6 +1,7 @@
 """Time what a loop does by itself or as a client: ``python bench/micro.py [--full]``.
 
-Each sample is a fresh process that runs one row of ``work.py``; rounds are interleaved.
+Each sample is a fresh process that runs one row of ``work.py``; rounds are interleaved. All of them
+are also kept as pyperf has them, one suite per loop: ``pyperf compare_to`` takes any two.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ import contextlib
 import sys
 
 import harness
+import pyperf
 import rounds
+import rows
 import serve
 import services
 import work
 from rounds import Measured, Sample
 
 LOOPS = "tloop,uvloop,asyncio"
-PEERS = "rloop,blazio,zloop"
+PEERS = ",".join(["uvloop+primed", "asyncio+primed", *rows.PEERS])
 COST = "cpu_ns"
 
 
@@ -29,12 +32,12 @@ def sample(python: str, row: str, loop: str, service: str | None) -> Sample:
     return harness.report_of(argv, harness.SERVER_CORE, f"{loop}, {row}", timeout=120)
 
 
-def printable(results: dict[str, Measured], loops: list[str]) -> str:
+def printable(results: dict[str, Measured], loops: list[str], baseline: str) -> str:
     """One line per row: the cost of an operation, and ratios with their spread."""
-    ratios = [name for name in loops if name != rounds.BASELINE]
-    lines = [["CPU ns/operation", *loops, *(f"{name} x {rounds.BASELINE}" for name in ratios)]]
+    ratios = [name for name in loops if name != baseline]
+    lines = [["CPU ns/operation", *loops, *(f"{name} x {baseline}" for name in ratios)]]
     for row, measured in results.items():
-        summary = measured.summary(COST)
+        summary = measured.summary(COST, baseline)
         medians = {name: f"{figures[COST]['median']:.0f}" for name, figures in summary.items()}
         shares = {
             name: "{median:.2f} ({min:.2f}-{max:.2f})".format(**figures["ratio"])
@@ -46,16 +49,36 @@ def printable(results: dict[str, Measured], loops: list[str]) -> str:
     return rounds.table(lines)
 
 
-def print_others(results: dict[str, Measured], loops: list[str]) -> None:
+def print_others(results: dict[str, Measured], loops: list[str], baseline: str) -> None:
     """Figures other than the cost, such as how late timers are."""
     lines = [["besides", *loops]]
     for row, measured in results.items():
-        summary = measured.summary(COST)
+        summary = measured.summary(COST, baseline)
         for key in work.ROWS[row].figures:
             values = (summary.get(name, {}).get(key) for name in loops)
             lines.append([f"{row}: {key}", *(f"{v['median']:.1f}" if v else "-" for v in values)])
     if len(lines) > 1:
         print(f"\n{rounds.table(lines)}")
+
+
+def keep_suites(name: str, python: str, results: dict[str, Measured]) -> None:
+    """Write ``build/bench/NAME-LOOP.pyperf.json``: a benchmark per row, a run per process."""
+    suites: dict[str, list[pyperf.Benchmark]] = {}
+    for row, measured in results.items():
+        about = {"name": row, "unit": "second", "timer": "time.process_time()", "python": python}
+        for loop, samples in measured.samples.items():
+            runs = [
+                pyperf.Run(
+                    sample["values"],
+                    metadata={**about, "loops": sample["loops"]},
+                    collect_metadata=False,
+                )
+                for sample in samples
+            ]
+            suites.setdefault(loop, []).append(pyperf.Benchmark(runs))
+    for loop, benchmarks in suites.items():
+        path = rounds.BUILD / f"{name}-{loop}.pyperf.json"
+        pyperf.BenchmarkSuite(benchmarks).dump(str(path), replace=True)
 
 
 def parse_args() -> argparse.Namespace:
@@ -65,7 +88,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--rows", help="only rows whose name contains this")
     parser.add_argument("--python", default=sys.executable, help="interpreter to measure on")
-    parser.add_argument("--name", default="micro", help="build/bench/NAME.json gets the samples")
+    parser.add_argument("--name", help="build/bench/NAME.json gets the samples; default: micro")
     args = parser.parse_args()
     args.loops = args.loops or (f"{LOOPS},{PEERS}" if args.full else LOOPS)
     args.rounds = args.rounds or (5 if args.full else 3)
@@ -90,7 +113,13 @@ def main() -> None:
     contenders, versions = harness.available(args.loops.split(","), args.python)
     loops = list(contenders)
     packages = {name for version in versions.values() for name in version.get("packages", ())}
-    plan = dict.fromkeys(chosen(args.rows, args.full, packages), loops)
+    python, baseline = harness.interpreter_of(versions), rounds.baseline_of(versions)
+    name = args.name or rounds.name_of(python, "micro", args.full)
+    # Priming needs no import, nor the other way round.
+    plan = {
+        row: [loop for loop in loops if row != "import" or "+" not in loop]
+        for row in chosen(args.rows, args.full, packages)
+    }
     wanted = {service for row in plan if (service := work.ROWS[row].service)}
     with contextlib.ExitStack() as stack:
         folders = {name: stack.enter_context(services.SERVICES[name].running()) for name in wanted}
@@ -100,16 +129,21 @@ def main() -> None:
 
         def keep(results: dict[str, Measured]) -> None:
             kept = [
-                {"row": {"name": name}, "summary": measured.summary(COST), **vars(measured)}
-                for name, measured in results.items()
+                {
+                    "row": {"name": row},
+                    "summary": measured.summary(COST, baseline),
+                    **vars(measured),
+                }
+                for row, measured in results.items()
             ]
-            rounds.save(args.name, {"versions": versions, "rows": kept})
+            rounds.save(name, {"versions": versions, "rows": kept})
 
         results = rounds.collect(plan, args.rounds, measure, keep)
-    print(printable(results, loops))
-    print_others(results, loops)
+    keep_suites(name, python, results)
+    print(printable(results, loops, baseline))
+    print_others(results, loops, baseline)
     rounds.print_absent(versions, [f for m in results.values() for f in m.failures.values()])
-    print(f"\nall samples: build/bench/{args.name}.json")
+    print(f"\nall samples: build/bench/{name}.json")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,10 @@ COLOURS = {
     "rloop": "#cc79a7",
     "blazio": "#009e73",
     "zloop": "#9467bd",
+    "zuvloop": "#b8860b",
+    "rsloop": "#c44e52",
+    "veloxloop": "#3d9970",
+    "epoll": "#57606a",
 }
 OTHER = "#8c8c6c"
 STYLE = f"""<style>
@@ -63,7 +67,9 @@ def _page(height: float, title: str, parts: Iterable[str]) -> str:
     return "\n".join([head, f"<title>{escape(title)}</title>", STYLE, *parts, "</svg>\n"])
 
 
-def bars(title: str, groups: Mapping[str, Mapping[str, float]], limit: float = 2.5) -> str:
+def bars(
+    title: str, groups: Mapping[str, Mapping[str, float]], baseline: str, limit: float = 2.5
+) -> str:
     """Ratios to a baseline of 1, one group of bars per row; longer ones are cut at the limit."""
     scale = (WIDTH - LABELS - 60) / limit
     parts, y = [_text(0, 14, title, kind="head")], 34.0
@@ -81,7 +87,7 @@ def bars(title: str, groups: Mapping[str, Mapping[str, float]], limit: float = 2
             y += LINE
         y += LINE
     parts.append(_rule(LABELS + scale, 24, LABELS + scale, y - LINE, "axis"))
-    parts.append(_text(LABELS + scale, y - 2, "uvloop = 1; shorter is cheaper", "middle"))
+    parts.append(_text(LABELS + scale, y - 2, f"{baseline} = 1; shorter is cheaper", "middle"))
     return _page(y + 6, title, parts)
 
 

@@ -2,8 +2,8 @@
 
 Writes docs/benchmarks.md, its plots in docs/benchmarks/, and the table between the markers of the
 README.
-Without arguments it takes run.json and micro.json. Later files add rows to those of the same
-interpreter, or replace them.
+Without arguments it takes what full runs left: <interpreter>-run.json and <interpreter>-micro.json.
+Later files add rows to those of the same interpreter, or replace them.
 """
 
 from __future__ import annotations
@@ -11,23 +11,26 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import harness
 import plots
+import rounds
 import rows
 import work
-from rounds import BASELINE, BUILD, ROOT
+from rounds import BUILD, ROOT, Measured
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 DOCS = ROOT / "docs"
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 LOST = 1.02  # closer than this to the leader is not behind it
-BARS = ("tloop", "tloop+mbedtls", "uvloop+primed", "asyncio", "rloop", "blazio", "zloop", "zuvloop")
+# In every plot, beside the best of the peers.
+SHOWN = ("tloop", "tloop+mbedtls", "uvloop", "uvloop+primed", "asyncio", "asyncio+primed", "epoll")
 
 
 @dataclass(frozen=True)
@@ -41,15 +44,19 @@ class Line:
     row: dict[str, Any]
     summary: dict[str, dict[str, dict[str, float]]]
     failures: dict[str, str]
+    generator: str  # what asked, in rows with a server
 
     @classmethod
-    def of(cls, result: dict[str, Any]) -> Line:
-        row = result["row"]
-        measured = result["summary"], result["failures"]
-        if "size" not in row:
-            return cls(row["name"], row["name"], "ns", "cpu_ns", row, *measured)
-        unit = f"µs per {rows.KINDS[row['name']].unit}"
-        return cls(variation(row), row["name"], unit, "cpu_us_per_request", row, *measured)
+    def of(cls, result: dict[str, Any], baseline: str) -> Line:
+        row, name = result["row"], result["row"]["name"]
+        served = "size" in row
+        cost = "cpu_us_per_request" if served else "cpu_ns"
+        unit = f"µs per {rows.KINDS[name].unit}" if served else "ns"
+        summary = Measured(result["samples"]).summary(cost, baseline)
+        first = next(iter(result["samples"].values()), [{}])[0]
+        generator = first.get("generator", "load.c")
+        label = variation(row) if served else name
+        return cls(label, name, unit, cost, row, summary, result["failures"], generator)
 
     def median(self, contender: str, figure: str) -> float | None:
         found = self.summary.get(contender, {}).get(figure)
@@ -65,8 +72,23 @@ class Line:
     @property
     def leader(self) -> str:
         """The cheapest contender in Python."""
-        python = [name for name in self.summary if name not in harness.PROGRAMS]
-        return min(python, key=lambda name: self.summary[name][self.cost]["median"], default="")
+        return self.least(name for name in self.summary if name not in harness.PROGRAMS)
+
+    @property
+    def limit(self) -> str:
+        return self.least(name for name in self.summary if name in harness.PROGRAMS)
+
+    def rival(self, figure: str | None = None) -> str:
+        """The other loop with the least cost, or figure, as its users have it."""
+        return self.least(
+            (n for n in self.summary if n not in {"tloop", *harness.PROGRAMS} and "+" not in n),
+            figure,
+        )
+
+    def least(self, names: Iterable[str], figure: str | None = None) -> str:
+        medians = {name: self.median(name, figure or self.cost) for name in names}
+        known = {name: value for name, value in medians.items() if value is not None}
+        return min(known, key=known.__getitem__, default="")
 
 
 @dataclass
@@ -75,13 +97,14 @@ class Report:
 
     python: str
     machine: dict[str, Any]
+    baseline: str
     versions: dict[str, dict[str, Any]] = field(default_factory=dict)
     rounds: int = 0
     lines: dict[str, Line] = field(default_factory=dict)
 
     @property
     def slug(self) -> str:
-        return re.sub(r"[^a-z0-9.]+", "-", self.python.lower())
+        return rounds.slug(self.python)
 
     def of(self, *names: str) -> list[Line]:
         return [line for name in names for line in self.lines.values() if line.name == name]
@@ -115,30 +138,54 @@ GROUPS = (
         latencies=("uvicorn",),
     ),
 )
-# What the README shows: a label, the rows of its cells, and which tloop it is about.
-README_ROWS: tuple[tuple[str, tuple[str, ...]] | tuple[str, tuple[str, ...], str], ...] = (
-    ("protocol, 1 / 100 KiB echo", ("protocol:1024:50", "protocol:102400:50")),
-    ("buffered protocol, 1 / 100 KiB", ("buffered:1024:50", "buffered:102400:50")),
-    ("streams, 1 / 100 KiB", ("streams:1024:50", "streams:102400:50")),
-    ("`sock_recv`, `sock_sendall`, 1 KiB", ("raw:1024:50",)),
-    ("TLS (`ssl`), 1 / 100 KiB", ("tls:1024:50", "tls:102400:50")),
-    ("the same, tloop by mbedTLS", ("tls:1024:50", "tls:102400:50"), "tloop+mbedtls"),
-    ("TLS handshake, full / resumed", ("tls-full:16:10", "tls-resumed:16:10")),
-    (
-        "the same, tloop by mbedTLS",
-        ("tls-full:16:10", "tls-resumed:16:10"),
-        "tloop+mbedtls",
-    ),
-    ("UDP, 50 peers", ("udp:1024:50",)),
-    ("connect, echo, close", ("connect:64:50",)),
-    ("uvicorn, plain text", ("uvicorn:0:50",)),
-    ("aiohttp", ("aiohttp:0:50",)),
-    ("`sleep(0)`, 1 / 100 tasks", ("sleep(0), 1 task", "sleep(0), 100 tasks")),
-    ("`call_soon`, chain / bulk", ("call_soon chain", "call_soon bulk")),
-    ("`call_later` and cancel", ("call_later + cancel",)),
-    ("subprocess, spawn and wait", ("subprocess spawn + wait",)),
+
+
+@dataclass(frozen=True)
+class Short:
+    """One line of a short table: the rows of its cells, and which tloop it is about."""
+
+    label: str
+    keys: tuple[str, ...]
+    own: str = "tloop"
+    figure: str = "ratio"
+
+
+def echo(kind: str, label: str, *sizes: int, own: str = "tloop") -> Short:
+    kib = " / ".join(str(size) for size in sizes)
+    return Short(f"{label}, {kib} KiB", tuple(f"{kind}:{s * 1024}:50" for s in sizes), own)
+
+
+def short_rows(*sizes: int) -> tuple[Short, ...]:
+    """What is asked first, of these sizes of a message in KiB."""
+    handshakes = ("tls-full:16:10", "tls-resumed:16:10")
+    return (
+        echo("protocol", "protocol echo", *sizes),
+        echo("buffered", "buffered protocol", *sizes),
+        echo("streams", "streams", *sizes),
+        echo("raw", "`sock_recv`, `sock_sendall`", *sizes),
+        echo("tls", "TLS (`ssl`)", *sizes),
+        echo("tls", "the same, tloop by mbedTLS", *sizes, own="tloop+mbedtls"),
+        Short("TLS handshake, full / resumed", handshakes),
+        Short("the same, tloop by mbedTLS", handshakes, "tloop+mbedtls"),
+        Short("connect, echo, close", ("connect:64:50",)),
+        Short("UDP, 1 / 50 peers", ("udp:1024:1", "udp:1024:50")),
+        Short("uvicorn, plain text / JSON", ("uvicorn:0:50", "uvicorn-json:0:50")),
+        Short("aiohttp", ("aiohttp:0:50",)),
+        Short("`sleep(0)`, 1 / 100 tasks", ("sleep(0), 1 task", "sleep(0), 100 tasks")),
+        Short("`call_soon`, chain / bulk", ("call_soon chain", "call_soon bulk")),
+        Short("`call_later` and cancel", ("call_later + cancel",)),
+        Short("subprocess, spawn and wait", ("subprocess spawn + wait",)),
+    )
+
+
+SUMMARY = (
+    *short_rows(1, 10, 100),
+    Short("`call_soon_threadsafe`, bulk", ("call_soon_threadsafe bulk",)),
+    Short("timer lateness, p50 µs", ("timer lateness",), figure="p50_us"),
+    Short("import, ms", ("import",), figure="wall_ns"),
+    Short("bytes per idle connection", ("idle-5000:1024:50",), figure="rss_per_idle"),
 )
-README_LOOPS = ("tloop", "uvloop", "uvloop+primed", "asyncio")
+README = short_rows(1, 100)
 
 
 def number(value: float) -> str:
@@ -168,12 +215,13 @@ def load(paths: Iterable[Path]) -> list[Report]:
     reports: dict[str, Report] = {}
     for path in paths:
         content = json.loads(path.read_text())
-        found = [v["python"] for v in content["versions"].values() if "python" in v]
-        python = found[0] if found else "C"
-        report = reports.setdefault(python, Report(python, content["machine"]))
-        report.versions |= content["versions"]
+        versions = content["versions"]
+        python = harness.interpreter_of(versions)
+        fresh = Report(python, content["machine"], rounds.baseline_of(versions))
+        report = reports.setdefault(python, fresh)
+        report.versions |= versions
         for result in content["rows"]:
-            report.lines[key_of(result["row"])] = Line.of(result)
+            report.lines[key_of(result["row"])] = Line.of(result, report.baseline)
             report.rounds = max([report.rounds, *map(len, result["samples"].values())])
     return list(reports.values())
 
@@ -196,6 +244,13 @@ def costs(lines: Sequence[Line], report: Report) -> str:
     return table(["CPU " + lines[0].unit, *(line.label for line in lines)], body)
 
 
+def load_of(lines: Sequence[Line]) -> list[str]:
+    """What was asked by another program than ours."""
+    others = {line.generator for line in lines} - {"load.c"}
+    labels = [line.label for line in lines if line.generator in others]
+    return [f"Load of {', '.join(labels)}: {', '.join(sorted(others))}."] if others else []
+
+
 def memory(lines: Sequence[Line], report: Report) -> str:
     body = []
     for name in contenders_of(lines, report):
@@ -216,7 +271,14 @@ FIGURES = {
 def details(line: Line, report: Report) -> str:
     """All figures of a row: contenders downwards."""
     shown = [key for key in FIGURES if any(key in figures for figures in line.summary.values())]
-    head = [line.label, "CPU", "min", "max", f"x {BASELINE}", *(FIGURES[key] for key in shown)]
+    head = [
+        line.label,
+        "CPU",
+        "min",
+        "max",
+        f"x {report.baseline}",
+        *(FIGURES[key] for key in shown),
+    ]
     body = []
     for name in contenders_of([line], report):
         figures = line.summary[name]
@@ -246,50 +308,49 @@ class Page:
         self.add(f"![{alt}](benchmarks/{path.name})")
 
     def bars(self, group: Group, lines: Sequence[Line]) -> None:
+        baseline = self.report.baseline
         ratios: dict[str, dict[str, float]] = {}
         for line in lines:
-            values = {name: line.median(name, "ratio") for name in BARS}
+            names = dict.fromkeys([*SHOWN, line.rival()])
+            values = {name: line.median(name, "ratio") for name in names if name != baseline}
             known = {name: value for name, value in values.items() if value is not None}
             if known:
                 ratios[line.label] = known
         if ratios:
-            title = f"{group.title}: server CPU relative to {BASELINE}"
-            self.plot(slug(group.title), title, plots.bars(title, ratios))
+            title = f"{group.title}: server CPU relative to {baseline}"
+            self.plot(slug(group.title), title, plots.bars(title, ratios, baseline))
 
     def sizes(self, kind: str) -> None:
-        lines = [line for line in self.report.of(kind) if line.row["connections"] != 1]
-        ticks = [size_of(line.row) for line in lines]
-        curves: dict[str, dict[str, float]] = {}
-        for line in lines:
-            for name in ("tloop", "tloop+mbedtls", "uvloop", "uvloop+primed", "asyncio", "epoll"):
-                if (cost := line.median(name, line.cost)) is not None:
-                    curves.setdefault(name, {})[size_of(line.row)] = cost
-        if len(ticks) > 1:
-            title = f"{kind}: server CPU per request against the size of a message"
-            self.plot(f"{kind}-sizes", title, plots.lines(title, ticks, curves, "µs"))
+        lines = [line for line in self.report.of(kind) if line.row["connections"] == 50]
+        title = f"{kind}: server CPU per request against the size of a message"
+        self.curves(f"{kind}-sizes", title, {size_of(line.row): line for line in lines})
 
     def connections(self) -> None:
         """Cost against the number of connections, busy and idle."""
         keys = {
             "1": "protocol:1024:1",
             "50": "protocol:1024:50",
+            "1,000": "protocol:1024:1000",
             "50 + 5,000 idle": "idle-5000:1024:50",
             "50 + 15,000 idle": "idle-15000:1024:50",
         }
-        found = {
-            tick: self.report.lines[key] for tick, key in keys.items() if key in self.report.lines
-        }
+        known = self.report.lines
+        title = "protocol, 1 KiB: server CPU per request against connections"
+        found = {tick: known[key] for tick, key in keys.items() if key in known}
+        self.curves("connections", title, found)
+
+    def curves(self, name: str, title: str, lines: dict[str, Line]) -> None:
+        """One curve for each of the usual contenders, and for who leads them somewhere."""
         curves: dict[str, dict[str, float]] = {}
-        for tick, line in found.items():
-            for name in ("tloop", "uvloop", "uvloop+primed", "asyncio", "asyncio+primed", "epoll"):
-                if (cost := line.median(name, line.cost)) is not None:
-                    curves.setdefault(name, {})[tick] = cost
-        if len(found) > 1:
-            title = "protocol, 1 KiB: server CPU per request against connections"
-            self.plot("connections", title, plots.lines(title, list(found), curves, "µs"))
+        for contender in dict.fromkeys([*SHOWN, *(line.rival() for line in lines.values())]):
+            costs = {tick: line.median(contender, line.cost) for tick, line in lines.items()}
+            if known := {tick: cost for tick, cost in costs.items() if cost is not None}:
+                curves[contender] = known
+        if len(lines) > 1:
+            self.plot(name, title, plots.lines(title, list(lines), curves, "µs"))
 
     def latencies(self, kind: str) -> None:
-        busy = [line for line in self.report.of(kind) if line.row["connections"] != 1]
+        busy = [line for line in self.report.of(kind) if line.row["connections"] == 50]
         for line in busy[:1]:
             points: dict[str, list[float]] = {}
             for name in contenders_of([line], self.report):
@@ -306,7 +367,7 @@ class Page:
         self.bars(group, [line for line in lines if line.row["connections"] != 1 or len(lines) < 9])
         for names in group.tables:
             if columns := self.report.of(*names):
-                self.add(costs(columns, self.report))
+                self.add(costs(columns, self.report), *load_of(columns))
         if idle := [line for line in lines if "idle" in line.name]:
             self.add(memory(idle, self.report))
             self.connections()
@@ -351,7 +412,9 @@ class Page:
 
     def failures(self) -> None:
         absent = [
-            f"- {name}: {v['error']}" for name, v in self.report.versions.items() if "error" in v
+            f"- {name}: {v['error']}"
+            for name, v in self.report.versions.items()
+            if "error" in v and "+" not in name
         ]
         for line in self.report.lines.values():
             absent += [f"- {without_trace(reason)}" for reason in line.failures.values()]
@@ -388,28 +451,66 @@ def slug(title: str) -> str:
     return title.lower().replace(" ", "-")
 
 
-INTRODUCTION = f"""# Benchmarks
+INTRODUCTION = """# Benchmarks
 
 Written by `bench/report.py` from what `bench/run.py` and `bench/micro.py` measured (all of it by
-`make bench-full`); [bench/README.md](../bench/README.md) tells how. Costs are CPU time of the
-server's process, user and kernel together; in parentheses the ratio to {BASELINE} of the same
-round (median of the rounds), below 1 is cheaper. Bold is the cheapest loop of a column. `+primed`
-had glibc's allocator primed first, which tloop does by itself; `+mbedtls` is a `TLSContext`;
-`tloop.h`, `tloop_tls.h`, `epoll` and `libuv` are servers in C."""
+`make bench-matrix`); [bench/README.md](../bench/README.md) tells how. Costs are CPU time of the
+server's process, user and kernel together; in parentheses the ratio to uvloop (on PyPy, which has
+none, to asyncio) of the same round (median of the rounds), below 1 is cheaper. Bold is the cheapest
+loop of a column. `+primed` had glibc's allocator primed first, which tloop does by itself;
+`+mbedtls` is a `TLSContext`; `tloop.h`, `tloop_tls.h`, `epoll` and `libuv` are servers in C."""
 
 
-def readme_table(report: Report) -> str:
+def short_value(line: Line, name: str, figure: str) -> str:
+    value = line.median(name, figure)
+    if value is None:
+        return "-"
+    if figure == "ratio":
+        return f"{value:.2f}"
+    return number(value / 1e6 if figure == "wall_ns" else value)
+
+
+def short_line(short: Short, lines: Sequence[Line], columns: Iterable[str]) -> list[str]:
+    """tloop, the best of the others by name, then who else is shown, and the limit."""
+
+    def cell(name_of: Callable[[Line], str]) -> str:
+        return " / ".join(short_value(line, name_of(line), short.figure) for line in lines)
+
+    best, last = [], ""
+    for line in lines:
+        name = line.rival(short.figure)
+        value = short_value(line, name, short.figure)
+        best.append(value if name == last else f"{name} {value}")
+        last = name
+    others = [cell(lambda _, name=name: name) for name in columns]
+    return [
+        short.label,
+        cell(lambda _: short.own),
+        " / ".join(best),
+        *others,
+        cell(lambda line: line.limit),
+    ]
+
+
+def short_table(report: Report, shown: Iterable[Short]) -> str:
+    columns = [n for n in ("uvloop+primed", "asyncio", "asyncio+primed") if n != report.baseline]
+    columns = [name for name in columns if "version" in report.versions.get(name, {})]
+    head = [f"CPU relative to {report.baseline}", "tloop", "best other loop", *columns, "in C"]
     body = []
-    for label, keys, *own in README_ROWS:
-        lines = [report.lines[key] for key in keys if key in report.lines]
-        if len(lines) < len(keys):
-            continue
-        cells = [label]
-        for name in (*(own or README_LOOPS[:1]), *README_LOOPS[1:]):
-            ratios = [line.median(name, "ratio") for line in lines]
-            cells.append(" / ".join("-" if r is None else f"{r:.2f}" for r in ratios))
-        body.append(cells)
-    return table(["CPU relative to uvloop", *README_LOOPS], body)
+    for short in shown:
+        lines = [report.lines[key] for key in short.keys if key in report.lines]
+        if len(lines) == len(short.keys):
+            body.append(short_line(short, lines, columns))
+    return table(head, body)
+
+
+def summary(reports: Iterable[Report]) -> str:
+    """The main rows of each interpreter, before all others."""
+    parts = ["## In short, 50 connections"]
+    for report in reports:
+        if short := short_table(report, SUMMARY):
+            parts += [f"### {report.python}", short]
+    return "\n\n".join(parts)
 
 
 def replace_between(path: Path, text: str) -> None:
@@ -425,9 +526,12 @@ def replace_between(path: Path, text: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    usual = [BUILD / "run.json", BUILD / "micro.json"]
+    usual = [path for what in ("run", "micro") for path in sorted(BUILD.glob(f"*-{what}.json"))]
     parser.add_argument("files", nargs="*", type=Path, default=usual)
-    write(parser.parse_args().files, ROOT / "README.md")
+    files = parser.parse_args().files
+    if not files:
+        sys.exit("report: no build/bench/*-run.json: `make bench-full` makes them")
+    write(files, ROOT / "README.md")
 
 
 def write(files: Sequence[Path], readme: Path) -> None:
@@ -436,8 +540,9 @@ def write(files: Sequence[Path], readme: Path) -> None:
     for old in (DOCS / "benchmarks").glob("*.svg"):
         old.unlink()
     pages = [Page(report).text() for report in reports]
-    (DOCS / "benchmarks.md").write_text("\n\n".join([INTRODUCTION, *pages]) + "\n")
-    replace_between(readme, readme_table(reports[0]))
+    text = "\n\n".join([INTRODUCTION, summary(reports), *pages])
+    (DOCS / "benchmarks.md").write_text(text + "\n")
+    replace_between(readme, short_table(reports[0], README))
 
 
 if __name__ == "__main__":

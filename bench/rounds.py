@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "bench"
-BASELINE = "uvloop"
+BASELINES = ("uvloop", "asyncio")  # the first that the interpreter has
 
 Sample = dict[str, Any]
 Versions = dict[str, dict[str, Any]]
@@ -34,15 +34,20 @@ class Measured:
     samples: dict[str, list[Sample]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
 
-    def summary(self, cost: str) -> dict[str, dict[str, dict[str, float]]]:
+    def is_out(self, name: str) -> bool:
+        """Has it failed, or has the same loop, unprimed, before it was tried?"""
+        stock = name.removesuffix("+primed")
+        return name in self.failures or (name not in self.samples and stock in self.failures)
+
+    def summary(self, cost: str, baseline: str) -> dict[str, dict[str, dict[str, float]]]:
         """Median, min and max of each figure; ``ratio`` is that of a cost to the baseline's."""
         costs = {name: [sample[cost] for sample in runs] for name, runs in self.samples.items()}
         result = {}
         for name, runs in self.samples.items():
             numbers = [key for key, value in runs[0].items() if isinstance(value, float | int)]
             result[name] = {key: spread([run[key] for run in runs]) for key in numbers}
-            if BASELINE in costs:
-                result[name]["ratio"] = paired_ratio(costs[name], costs[BASELINE])
+            if baseline in costs:
+                result[name]["ratio"] = paired_ratio(costs[name], costs[baseline])
         return result
 
 
@@ -62,7 +67,7 @@ def collect(
         for row, names in plan.items():
             turn = number % max(len(names), 1)
             for name in names[turn:] + names[:turn]:
-                if name in measured[row].failures:
+                if measured[row].is_out(name):
                     continue
                 progress(f"round {number + 1}: {row}, {name}")
                 try:
@@ -73,6 +78,11 @@ def collect(
         keep(measured)
     progress("")
     return measured
+
+
+def baseline_of(versions: Versions) -> str:
+    """What all others are compared with."""
+    return next((name for name in BASELINES if "version" in versions.get(name, {})), BASELINES[0])
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -94,6 +104,7 @@ def _output(*argv: str) -> str | None:
 
 def machine() -> dict[str, Any]:
     """Describe where the figures come from."""
+    git = "git", "-c", f"safe.directory={ROOT}"  # whoever the checkout belongs to
     model = [
         line.partition(":")[2].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()
@@ -104,9 +115,20 @@ def machine() -> dict[str, Any]:
         "cpu": model[0] if model else platform.machine(),
         "cores": os.cpu_count(),
         "load_average": os.getloadavg()[0],
-        "commit": _output("git", "rev-parse", "HEAD"),
-        "dirty": bool(_output("git", "status", "--porcelain")),
+        "commit": _output(*git, "rev-parse", "HEAD"),
+        "dirty": bool(_output(*git, "status", "--porcelain")),
     }
+
+
+def name_of(python: str, what: str, full: bool) -> str:
+    """What a file is called: a full run has a place of its own for each interpreter."""
+    return f"{slug(python)}-{what}" if full else what
+
+
+def slug(python: str) -> str:
+    """``cpython-3.13`` of ``CPython 3.13.5``."""
+    name, _, version = python.lower().partition(" ")
+    return "-".join([name, *[".".join(version.split(".")[:2])] * bool(version)])
 
 
 def save(name: str, report: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ LOOPS = (
     "tloop,tloop+mbedtls,uvloop,uvloop+primed,asyncio,asyncio+primed,tloop.h,tloop_tls.h,"
     "epoll,libuv"
 )
-PEERS = "rloop,rloop+primed,blazio,blazio+primed,zloop,zloop+primed"
+PEERS = ",".join(f"{name},{name}+primed" for name in rows.PEERS)
 SHOWN = {
     "cpu_us_per_request": "CPU us",
     "rps": "per second",
@@ -42,9 +42,16 @@ def possible(texts: list[str], connections: int | None, packages: set[str]) -> l
     return found
 
 
-def printable(row: Row, summary: dict[str, dict[str, Any]]) -> str:
+def spared(name: str, row: Row) -> bool:
+    """Is this a primed loop in a row that tells nothing new about it?"""
+    loop, _, primed = name.partition("+")
+    telling = row.name in rows.PRIMED and row.connections == 50
+    return bool(primed) and loop != "uvloop" and not telling
+
+
+def printable(row: Row, summary: dict[str, dict[str, Any]], baseline: str) -> str:
     keys = [key for key in SHOWN if any(key in figures for figures in summary.values())]
-    head = [str(row), f"{SHOWN[CPU]}/{row.kind.unit}", "min", "max", f"x {rounds.BASELINE}"]
+    head = [str(row), f"{SHOWN[CPU]}/{row.kind.unit}", "min", "max", f"x {baseline}"]
     lines = [head + [SHOWN[key] for key in keys[1:]]]
     for name, figures in sorted(summary.items(), key=lambda item: item[1][CPU]["median"]):
         cpu = figures[CPU]
@@ -56,19 +63,20 @@ def printable(row: Row, summary: dict[str, dict[str, Any]]) -> str:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--full", action="store_true", help="all sizes, 5 rounds, longer windows")
+    parser.add_argument("--full", action="store_true", help="all sizes and loops, 5 rounds")
     parser.add_argument("--rows", help="kind[:size[:connections]],...; bench/rows.py has them")
     parser.add_argument("--loops", help=f"default: {LOOPS}; --full: these and {PEERS}")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--seconds", type=float, help="length of one measured window")
+    parser.add_argument("--warmup", type=float, default=0.2, help="and of a warm-up before it")
     parser.add_argument("--connections", type=int, help="where a row does not say")
     parser.add_argument("--python", default=sys.executable, help="interpreter of the servers")
-    parser.add_argument("--name", default="run", help="build/bench/NAME.json gets the samples")
+    parser.add_argument("--name", help="build/bench/NAME.json gets the samples; default: run")
     args = parser.parse_args()
     args.rows = args.rows or (rows.FULL if args.full else rows.SHORT)
     args.loops = args.loops or (f"{LOOPS},{PEERS}" if args.full else LOOPS)
     args.rounds = args.rounds or (5 if args.full else 3)
-    args.seconds = args.seconds or (2.0 if args.full else 1.0)
+    args.seconds = args.seconds or (0.4 if args.full else 1.0)
     return args
 
 
@@ -77,29 +85,35 @@ def main() -> None:
     contenders, versions = harness.available(args.loops.split(","), args.python)
     packages = {name for version in versions.values() for name in version.get("packages", ())}
     asked = {str(row): row for row in possible(args.rows.split(","), args.connections, packages)}
+    python, baseline = harness.interpreter_of(versions), rounds.baseline_of(versions)
+    name = args.name or rounds.name_of(python, "run", args.full)
     plan = {
-        text: [name for name, c in contenders.items() if c.serves(row)]
+        text: [
+            loop
+            for loop, contender in contenders.items()
+            if contender.serves(row) and not (args.full and spared(loop, row))
+        ]
         for text, row in asked.items()
     }
 
     def keep(measured: dict[str, Measured]) -> None:
         results = [
-            {"row": vars(asked[text]), "summary": figures.summary(CPU), **vars(figures)}
+            {"row": vars(asked[text]), "summary": figures.summary(CPU, baseline), **vars(figures)}
             for text, figures in measured.items()
         ]
         settings = {"rounds": args.rounds, "seconds": args.seconds}
-        rounds.save(args.name, {"versions": versions, "settings": settings, "rows": results})
+        rounds.save(name, {"versions": versions, "settings": settings, "rows": results})
 
-    measured = rounds.collect(
-        plan,
-        args.rounds,
-        lambda text, name: harness.measure(contenders[name], asked[text], args.seconds),
-        keep,
-    )
+    patience = harness.patience_with(python)
+
+    def sample(text: str, loop: str) -> rounds.Sample:
+        return harness.measure(contenders[loop], asked[text], args.seconds, args.warmup, patience)
+
+    measured = rounds.collect(plan, args.rounds, sample, keep)
     for text, figures in measured.items():
-        print(printable(asked[text], figures.summary(CPU)), end="\n\n")
+        print(printable(asked[text], figures.summary(CPU, baseline), baseline), end="\n\n")
     rounds.print_absent(versions, [f for m in measured.values() for f in m.failures.values()])
-    print(f"\nall samples: build/bench/{args.name}.json")
+    print(f"\nall samples: build/bench/{name}.json")
 
 
 if __name__ == "__main__":

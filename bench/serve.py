@@ -186,19 +186,17 @@ def tls_context(engine: str | None) -> ssl.SSLContext | None:
     return context
 
 
-def listener(path: str | None) -> tuple[socket.socket, str]:
-    """A listening socket, and its address for the client."""
-    if path is None:
-        sock = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
-        return sock, "{}:{}".format(*sock.getsockname())
-    sock = socket.socket(socket.AF_UNIX)
-    sock.bind(path)
-    sock.listen(BACKLOG)
-    return sock, f"unix:{path}"
+def place(path: str | None) -> tuple[Any, ...]:
+    """Where a loop's own server listens, as its first arguments. Not all take a socket."""
+    return (path,) if path else ("127.0.0.1", 0)
 
 
 def ready(address: str) -> None:
     print(f"ready {address}", flush=True)  # connections made from here on wait in the backlog
+
+
+def address_of(server: Any) -> str:
+    return "{}:{}".format(*server.sockets[0].getsockname())
 
 
 async def forever() -> None:
@@ -207,9 +205,9 @@ async def forever() -> None:
 
 
 async def serve_by(args: argparse.Namespace, start: Any, what: Callable[..., Any]) -> None:
-    sock, address = listener(args.unix)
-    await start(what, sock=sock, backlog=BACKLOG, ssl=tls_context(args.tls))
-    ready(address)
+    options = {"backlog": BACKLOG, "ssl": tls_context(args.tls)}
+    server = await start(what, *place(args.unix), **options)
+    ready(f"unix:{args.unix}" if args.unix else address_of(server))
     await forever()
 
 
@@ -225,14 +223,13 @@ async def serve_streams(args: argparse.Namespace) -> None:
 
 async def serve_raw(args: argparse.Namespace) -> None:
     loop = asyncio.get_running_loop()
-    sock, address = listener(args.unix)
+    sock = socket.create_server(place(None), backlog=BACKLOG)
     sock.setblocking(False)
-    ready(address)
+    ready("{}:{}".format(*sock.getsockname()))
     async with asyncio.TaskGroup() as connections:
         while True:
             peer, _ = await loop.sock_accept(sock)
-            if peer.family != socket.AF_UNIX:
-                peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connections.create_task(echo_socket(peer))
 
 
@@ -272,11 +269,16 @@ async def serve_uvicorn(args: argparse.Namespace, body: bytes, kind: bytes) -> N
         await send(start)
         await send({"type": "http.response.body", "body": body})
 
-    config = uvicorn.Config(app, http="httptools", lifespan="off", ws="none", access_log=False)
-    config.log_level = "warning"
-    sock, address = listener(args.unix)
-    ready(address)
-    await uvicorn.Server(config).serve([sock])
+    http = "httptools" if importlib.util.find_spec("httptools") else "h11"  # on PyPy
+    config = uvicorn.Config(app, http=http, lifespan="off", ws="none", access_log=False)
+    config.host, config.port, config.log_level = *place(None), "warning"
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            ready(address_of(self.servers[0]))
+
+    await Server(config).serve()
 
 
 async def serve_aiohttp(args: argparse.Namespace) -> None:
@@ -289,9 +291,8 @@ async def serve_aiohttp(args: argparse.Namespace) -> None:
     app.router.add_get("/", answer)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
-    sock, address = listener(args.unix)
-    await web.SockSite(runner, sock).start()
-    ready(address)
+    await web.TCPSite(runner, *place(None), backlog=BACKLOG).start()
+    ready("{}:{}".format(*runner.addresses[0]))
     await forever()
 
 

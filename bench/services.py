@@ -48,7 +48,7 @@ class Service:
                 )
             words = self._words(f"{self.program} {self.arguments}", folder)
             process = subprocess.Popen(
-                words, preexec_fn=harness.pin(harness.LOAD_CORE), **_quiet(user, folder)
+                harness.pinned(harness.LOAD_CORE, words), **_quiet(user, folder)
             )
             try:
                 _await_socket(f"{folder}/{self.socket}", process)

@@ -6,11 +6,14 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import sys
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
 
 import harness
+import micro
+import pyperf
 import pytest
 import report
 import rounds
@@ -37,6 +40,7 @@ def test_row(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.skip(f"without {absent}, of the benchmarks' own packages")
     if kind.tls and not harness.load_program()[1]:
         pytest.skip("OpenSSL's headers are not installed: apt-get install libssl-dev")
+    monkeypatch.setattr(harness, "wrk_version", lambda: None)
     row = rows.Row.parse(name)
     contender = harness.Contender("tloop+mbedtls" if kind.tls else "tloop")
     report = harness.measure(contender, row, seconds=0.02, warmup=0.02)
@@ -54,7 +58,55 @@ def test_work(name: str) -> None:
     assert set(row.figures) <= set(figures)
 
 
-def fake_run(cost: dict[str, float]) -> dict[str, object]:
+@pytest.mark.parametrize("name", ["http", "uvicorn"])
+@pytest.mark.skipif(not harness.wrk_version(), reason="wrk is not installed")
+def test_wrk(name: str) -> None:
+    if absent := [p for p in rows.KINDS[name].needs if not importlib.util.find_spec(p)]:
+        pytest.skip(f"without {absent}, of the benchmarks' own packages")
+    report = harness.measure(harness.Contender("tloop"), rows.Row.parse(name), 1, warmup=0.02)
+    assert report["generator"].startswith("wrk ")
+    assert report["requests"] > 0
+    assert report["verified_bytes"] > 0
+    assert report["p50_us"] <= report["p99_us"] <= report["p999_us"]
+    assert report["cpu_us_per_request"] > 0
+
+
+@pytest.mark.skipif(not harness.wrk_version(), reason="wrk is not installed")
+def test_wrk_errors_fail_the_sample() -> None:
+    """A server that answers 404: what wrk measured then is worth nothing."""
+    row = rows.Row.parse("http")
+    server = harness.running(harness.Contender("tloop"), row)
+    with server as (pid, target), pytest.raises(rounds.BenchError, match="status"):
+        harness.measure_by_wrk(row, pid, f"{target}/absent", 1, "here")
+
+
+def test_warm_up_ends() -> None:
+    """That of a server which compiles nothing has nothing to wait for."""
+    report = harness.measure(
+        harness.Contender("tloop"), rows.Row.parse("protocol"), 0.02, warmup=0.02, patience=5
+    )
+    assert report["requests"] > 0
+
+
+def test_pyperf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process is a run, in a file that pyperf reads."""
+    monkeypatch.setattr(rounds, "BUILD", tmp_path)
+    samples = {"tloop": [{"values": [1e-6, 2e-6, 3e-6], "loops": 10}] * 2}
+    micro.keep_suites("micro", "CPython 3", {"call_soon chain": rounds.Measured(samples)})
+    (found,) = pyperf.BenchmarkSuite.load(str(tmp_path / "micro-tloop.pyperf.json"))
+    assert found.get_name() == "call_soon chain"
+    assert found.get_nrun() == 2
+    assert found.mean() == pytest.approx(2e-6)
+
+
+@pytest.mark.parametrize("name", ["import", "call_soon chain"])
+def test_micro(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = micro.sample(sys.executable, name, "tloop", None)
+    assert figures["cpu_ns"] > 0
+    assert len(figures["values"]) == (1 if name == "import" else work.ROWS[name].repeat)
+
+
+def fake_run(cost: dict[str, float], python: str) -> dict[str, object]:
     """Two rounds of every row of a full run, in which each contender always costs the same."""
 
     def sample(text: str, name: str) -> rounds.Sample:
@@ -67,33 +119,51 @@ def fake_run(cost: dict[str, float]) -> dict[str, object]:
     measured = rounds.collect({text: [*cost] for text in asked}, 2, sample, lambda _: None)
     return {
         "machine": rounds.machine(),
-        "versions": {name: {"version": "1", "python": "CPython 3"} for name in cost},
-        "rows": [
-            {"row": vars(asked[text]), "summary": m.summary("cpu_us_per_request"), **vars(m)}
-            for text, m in measured.items()
-        ],
+        "versions": {name: {"version": "1", "python": python} for name in cost},
+        "rows": [{"row": vars(asked[text]), **vars(m)} for text, m in measured.items()],
     }
 
 
-@pytest.mark.parametrize("baseline", [["uvloop"], []])
-def test_report(baseline: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cost = {"tloop": 5.0, "asyncio": 20.0, "broken": 0.0, **dict.fromkeys(baseline, 4.0)}
-    measured = tmp_path / "run.json"
-    measured.write_text(json.dumps(fake_run(cost)))
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-    monkeypatch.setattr(report, "DOCS", tmp_path)
-    report.write([measured], readme)
+CPYTHON = {"tloop": 5.0, "uvloop": 4.0, "asyncio": 20.0, "broken": 0.0}
+PYPY = {"tloop": 5.0, "asyncio": 20.0}
 
-    page = (tmp_path / "benchmarks.md").read_text()
-    assert "5.00 (1.25)" in page if baseline else "**5.00**" in page
-    assert ("Where another loop leads" in page) == bool(baseline)
-    assert "protocol 1024 B x 1: broken" in page
+
+def write_page(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What report.py makes of full runs on two interpreters."""
+    monkeypatch.setattr(report, "DOCS", folder)
+    measured = [folder / "cpython-run.json", folder / "pypy-run.json"]
+    measured[0].write_text(json.dumps(fake_run(CPYTHON, "CPython 3.13.5")))
+    measured[1].write_text(json.dumps(fake_run(PYPY, "PyPy 3.11.1")))
+    (folder / "README.md").write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    report.write(measured, folder / "README.md")
+    return (folder / "benchmarks.md").read_text()
+
+
+def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = write_page(tmp_path, monkeypatch)
+    short, cpython, pypy = page.split("\n## ")[1:]
+    assert "| 1.25 / 1.25 / 1.25 | uvloop 1.00 / 1.00 / 1.00 |" in short
+    assert "| 0.25 / 0.25 / 0.25 | asyncio 1.00 / 1.00 / 1.00 |" in short
+    assert "5.00 (1.25)" in cpython
+    assert "Where another loop leads" in cpython
+    assert "protocol 1024 B x 1: broken" in cpython
+    assert "**5.00 (0.25)**" in pypy
+    assert "Where another loop leads" not in pypy
+
+
+def test_report_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = write_page(tmp_path, monkeypatch)
     plots = list((tmp_path / "benchmarks").glob("*.svg"))
+    assert {plot.name.split("-echo")[0] for plot in plots} >= {"cpython-3.13", "pypy-3.11"}
     assert {f"(benchmarks/{plot.name})" in page for plot in plots} == {True}
     for plot in plots:
         ET.parse(plot)
-    text = readme.read_text()
+
+
+def test_report_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_page(tmp_path, monkeypatch)
+    text = (tmp_path / "README.md").read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "old" not in text
+    assert "| protocol echo, 1 / 100 KiB | 1.25 / 1.25 |" in text
