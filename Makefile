@@ -124,7 +124,7 @@ bench: module $(VENV)/bench.stamp
 	@$(py) bench/run.py
 	@$(py) bench/micro.py
 
-# All rows and loops, five rounds, on this interpreter: 50 minutes. The files in build/bench are
+# All rows and loops, five rounds, on this interpreter: an hour. The files in build/bench are
 # named after it.
 bench-full: module $(VENV)/peers.stamp
 	@$(py) bench/run.py --full

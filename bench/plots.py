@@ -27,8 +27,8 @@ COLOURS = {
     "zloop": "#9467bd",
     "zuvloop": "#b8860b",
     "rsloop": "#c44e52",
-    "veloxloop": "#3d9970",
-    "epoll": "#57606a",
+    "veloxloop": "#17becf",
+    "epoll": "#7d8590",
 }
 OTHER = "#8c8c6c"
 STYLE = f"""<style>

@@ -411,15 +411,19 @@ class Page:
             self.add(table(["row", "tloop", "leader", "leader's CPU", "tloop / leader"], body))
 
     def failures(self) -> None:
-        absent = [
-            f"- {name}: {v['error']}"
-            for name, v in self.report.versions.items()
-            if "error" in v and "+" not in name
+        """Who could not run, and who failed at which rows and why."""
+        items = [
+            f"- {name}: {version['error']}"
+            for name, version in self.report.versions.items()
+            if "error" in version and "+" not in name
         ]
+        failed: dict[tuple[str, str], list[str]] = {}
         for line in self.report.lines.values():
-            absent += [f"- {without_trace(reason)}" for reason in line.failures.values()]
-        if absent:
-            self.add("### Not measured", "\n".join(absent))
+            for name, reason in line.failures.items():
+                failed.setdefault((name, short_reason(reason)), []).append(line.label)
+        items += [f"- {name}: {'; '.join(at)}: {why}" for (name, why), at in failed.items()]
+        if items:
+            self.add("### Not measured", "\n".join(items))
 
     def text(self) -> str:
         machine, versions = self.report.machine, self.report.versions
@@ -440,11 +444,11 @@ class Page:
         return "\n\n".join(self.parts)
 
 
-def without_trace(reason: str) -> str:
-    """Who failed at what, and with which exception."""
-    where, traceback, rest = reason.partition(": Traceback ")
-    errors = [line for line in rest.splitlines() if re.match(r"[\w.]*(Error|Exception)\b", line)]
-    return f"{where}: {errors[-1]}" if traceback and errors else reason.splitlines()[0]
+def short_reason(reason: str) -> str:
+    """The exception or the complaint, without its traceback, row and number."""
+    errors = [line for line in reason.splitlines() if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    complaint = reason.splitlines()[0].partition(": ")[2]
+    return errors[-1] if errors else re.sub(r"^load: (\d+ )?", "", complaint)
 
 
 def slug(title: str) -> str:

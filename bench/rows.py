@@ -91,7 +91,7 @@ FULL = ",".join(
     + ["http,uvicorn,uvicorn-json,aiohttp,file,tls-file"]
 )
 # Where all loops are measured primed, not uvloop alone: in other rows they allocate the same way.
-PRIMED = {"protocol", "streams", "raw", "tls", "uvicorn", "file"}
+PRIMED = {"protocol", "streams", "tls", "uvicorn"}
 
 
 @dataclass(frozen=True)

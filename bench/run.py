@@ -68,7 +68,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--loops", help=f"default: {LOOPS}; --full: these and {PEERS}")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--seconds", type=float, help="length of one measured window")
-    parser.add_argument("--warmup", type=float, default=0.2, help="and of a warm-up before it")
+    parser.add_argument("--warmup", type=float, default=0.15, help="and of a warm-up before it")
     parser.add_argument("--connections", type=int, help="where a row does not say")
     parser.add_argument("--python", default=sys.executable, help="interpreter of the servers")
     parser.add_argument("--name", help="build/bench/NAME.json gets the samples; default: run")

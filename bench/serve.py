@@ -72,9 +72,10 @@ class BufferedEcho(Connection, asyncio.BufferedProtocol):
 
     def __init__(self) -> None:
         self.buffer = bytearray(CHUNK)
+        self.view = memoryview(self.buffer)  # asyncio's TLS reads into slices of it
 
-    def get_buffer(self, sizehint: int) -> bytearray:
-        return self.buffer
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self.view
 
     def buffer_updated(self, nbytes: int) -> None:
         # A copy: asyncio keeps a reference to what it could not send at once.

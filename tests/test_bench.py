@@ -146,7 +146,7 @@ def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "| 0.25 / 0.25 / 0.25 | asyncio 1.00 / 1.00 / 1.00 |" in short
     assert "5.00 (1.25)" in cpython
     assert "Where another loop leads" in cpython
-    assert "protocol 1024 B x 1: broken" in cpython
+    assert "- broken: protocol, 1 KiB x 1; protocol, 1 KiB x 50;" in cpython
     assert "**5.00 (0.25)**" in pypy
     assert "Where another loop leads" not in pypy
 
