@@ -566,8 +566,9 @@ TL_API int64_t tl_stream_write(tl_loop *loop, tl_handle stream, const void *data
 TL_API int64_t tl_stream_writev(tl_loop *loop, tl_handle stream, const tl_buf *bufs, int count);
 
 /* Many writes with one call, for bindings where a call is dear: rows holds count handles, then
-   count lengths; data holds the bytes of all, one behind the other. Each length is replaced by what
-   tl_stream_write answers.
+   count lengths; data holds the bytes of all, one behind the other. Rows of one handle that follow
+   each other are one write. Each length is replaced by what tl_stream_write answers, 0 in such rows
+   but the last.
    Returns: how many answers are not 0, -EINVAL for count < 0. Thread: loop. */
 TL_API int tl_stream_write_batch(tl_loop *loop, int64_t *rows, int count, const void *data);
 
@@ -2777,11 +2778,15 @@ TL_API int tl_stream_write_batch(tl_loop *loop, int64_t *rows, int count, const 
   const unsigned char *at = (const unsigned char *)data;
   int answers = 0;
   if (count < 0) return -EINVAL;
+  size_t nbytes = 0;
   for (int i = 0; i < count; i++) {
-    size_t nbytes = (size_t)rows[count + i];
+    nbytes += (size_t)rows[count + i];
+    rows[count + i] = 0;
+    if (i + 1 < count && rows[i + 1] == rows[i]) continue;
     rows[count + i] = tl_stream_write(loop, rows[i], at, nbytes);
     answers += rows[count + i] != 0;
     at += nbytes;
+    nbytes = 0;
   }
   return answers;
 }

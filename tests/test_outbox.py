@@ -65,6 +65,20 @@ async def test_what_was_written_before_the_end_arrives(loop: Loop, end: str) -> 
         assert await read_all(far, 1) == b""
 
 
+@pytest.mark.loops("tloop")
+@pytest.mark.parametrize("size", [100, 10_000])
+async def test_writes_of_one_transport_in_a_row_are_one_system_call(loop: Loop, size: int) -> None:
+    async with connected() as (transport, _, far), connected() as (other, _, _):
+        await turns(3)
+        for target in (transport, other):
+            target.write(b"head")
+            target.write(b"x" * size)
+        before = stats(loop)["syscalls"]
+        transport.get_write_buffer_size()  # which sends
+        assert stats(loop)["syscalls"] == before + 2
+        assert await read_all(far, 4 + size) == b"head" + b"x" * size
+
+
 async def test_writelines_and_write_keep_their_order(loop: Loop) -> None:
     async with connected() as (transport, _, far):
         transport.write(b"1")
@@ -148,16 +162,3 @@ async def test_a_peer_that_is_gone_ends_the_connection_once(loop: Loop) -> None:
             transport.write(b"y" * 100)
             await asyncio.sleep(0)
         assert protocol.calls.count("lost") == 1
-
-
-@pytest.mark.loops("tloop")
-async def test_small_writes_share_nothing_but_the_call(loop: Loop) -> None:
-    """Each write is a send of its own: a protocol's pieces are not glued together."""
-    async with connected() as (transport, _, far):
-        before = stats(loop)["bytes_out"], stats(loop)["syscalls"]
-        for _ in range(10):
-            transport.write(b"12345")
-        await read_all(far, 50)
-        after = stats(loop)["bytes_out"], stats(loop)["syscalls"]
-        assert after[0] - before[0] == 50
-        assert after[1] - before[1] >= 10

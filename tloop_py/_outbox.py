@@ -2,7 +2,8 @@
 
 Why: a call of its own for each write costs 0.3 us, and lets the kernel's send path run with caches
 full of interpreter. 50 connections on CPython 3.13, us of CPU per request: 1 KiB echo 6.8 -> 6.4,
-10 KiB 9.5 -> 9.0.
+10 KiB 9.5 -> 9.0. What one transport writes in a row, such as a header and a body, is one system
+call, and as a rule one segment.
 
 What a program can see stays as on asyncio. Nothing waits longer than the tick, or than BATCH
 writes. A transport's bytes in here stay below its high-water mark and only follow an empty queue,
@@ -58,7 +59,12 @@ class Outbox:
         if count > 1 and sum(map(len, parts)) <= JOINED * count:
             self._flush_joined(transports, parts, count)
             return
-        for transport, part in zip(transports, parts, strict=True):
+        at = 0
+        while at < count:
+            transport, first = transports[at], at
+            while at < count and transports[at] is transport:
+                at += 1
+            part = parts[first] if at == first + 1 else b"".join(parts[first:at])
             queued = _write(transport._c, transport._handle, part, len(part))
             if queued:
                 transport._not_all_sent(queued)

@@ -650,6 +650,33 @@ TEST(batch_of_writes_to_many_streams) {
   t_end(loop);
 }
 
+TEST(writes_of_a_batch_to_one_stream_are_one) {
+  tl_loop *loop = t_loop();
+  int peers[2];
+  tl_handle one = small_pair(loop, &peers[0]), other = small_pair(loop, &peers[1]);
+  int64_t rows[] = {one, one, other, one, 1, 2, 1, 0};
+  tl_stats before, after;
+  tl_loop_stats(loop, &before);
+  ASSERT_EQ(tl_stream_write_batch(loop, rows, 4, "abcd"), 0);
+  tl_loop_stats(loop, &after);
+  ASSERT_EQ(after.syscalls - before.syscalls, 2);
+  char got[4];
+  t_recv_all(peers[0], got, 3);
+  ASSERT_MEM(got, "abc", 3);
+  t_recv_all(peers[1], got, 1);
+  ASSERT_MEM(got, "d", 1);
+  stuff(loop, one, 1, 0);
+  int64_t queued = tl_queued(loop, one), more[] = {one, one, 1, 2};
+  ASSERT_EQ(tl_stream_write_batch(loop, more, 2, "abc"), 1);
+  ASSERT_EQ(more[2], 0);
+  ASSERT_EQ(more[3], queued + 3);
+  t_close(loop, one);
+  t_close(loop, other);
+  close(peers[0]);
+  close(peers[1]);
+  t_end(loop);
+}
+
 /* Watermarks, exactly: through a pipe of one page, which takes and gives whole pages only. */
 
 enum { PAGE = 4096 };
