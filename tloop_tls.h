@@ -401,9 +401,10 @@ TL_API tl_tls_session *tl_tls_session_load(const void *data, size_t nbytes, int6
 #endif
 
 enum {
-  TL__TLS_STAGE = 65536, /* encrypted bytes received at a time */
-  TL__TLS_WIRE = 65536,  /* encrypted bytes sent at a time: three full records */
   TL__TLS_RECORD = 16384,
+  TL__TLS_STAGE = 7 * TL__TLS_RECORD,         /* encrypted bytes received at a time */
+  TL__TLS_WIRE = 7 * (TL__TLS_RECORD + 1024), /* encrypted bytes sent at a time */
+  TL__TLS_LEAD = 8, /* where mbedTLS has a number in front of what it sends, see tl__tls_aim */
 #if MBEDTLS_VERSION_MAJOR < 4
   /* Not less than mbedTLS' own, whose size it does not tell: a record and some 400 bytes. */
   TL__TLS_IN = MBEDTLS_SSL_IN_CONTENT_LEN + 1024,
@@ -461,7 +462,7 @@ struct tl_tls_session {
 /* What all TLS streams of a loop share, in turn: nothing stays in it between events. */
 typedef struct tl__tls_shared {
   size_t wire_used;
-  unsigned char stage[TL__TLS_STAGE], wire[TL__TLS_WIRE], gather[TL__TLS_RECORD];
+  unsigned char stage[TL__TLS_STAGE], wire[TL__TLS_LEAD + TL__TLS_WIRE], gather[TL__TLS_RECORD];
 #if MBEDTLS_VERSION_MAJOR < 4
   unsigned char in[TL__TLS_IN], out[TL__TLS_OUT];
 #endif
@@ -1168,7 +1169,7 @@ static int tl__tls_pull(void *user, unsigned char *out, size_t nbytes) {
 /* Send or queue what has gathered. After an error the stream is broken. */
 static int tl__tls_flush(tl__tls *t) {
   tl__tls_shared *shared = tl__tls_shared_of(t);
-  tl_buf buf = {shared->wire, shared->wire_used};
+  tl_buf buf = {shared->wire + TL__TLS_LEAD, shared->wire_used};
   shared->wire_used = 0;
   if (t->broken) return t->broken;
   if (!buf.nbytes) return 0;
@@ -1182,7 +1183,8 @@ static int tl__tls_push(void *user, const unsigned char *data, size_t nbytes) {
   tl__tls_shared *shared = tl__tls_shared_of(t);
   if (nbytes > TL__TLS_WIRE - shared->wire_used && tl__tls_flush(t) < 0)
     return MBEDTLS_ERR_SSL_INTERNAL_ERROR;
-  memcpy(shared->wire + shared->wire_used, data, nbytes);
+  unsigned char *end = shared->wire + TL__TLS_LEAD + shared->wire_used;
+  if (data != end) memcpy(end, data, nbytes); /* else see tl__tls_aim */
   shared->wire_used += nbytes;
   t->spoke = true;
   return (int)nbytes;
@@ -1220,16 +1222,17 @@ static int tl__tls_settle(tl__tls *t) {
 
 #if MBEDTLS_VERSION_MAJOR < 4 && !defined(MBEDTLS_SSL_VARIABLE_BUFFER_LENGTH)
 
-/* Into a buffer that is shared: what points into the connection's own one, up to a NULL, and the
-   pointer to the buffer itself. nbytes of the old one may be secret. */
-static void tl__tls_move(unsigned char **buffer, unsigned char **const *places, unsigned char *to,
-                         size_t nbytes) {
-  unsigned char *from = *buffer;
+/* Into another buffer: what points into the present one, up to a NULL, and the pointer to that. */
+static void tl__tls_move(unsigned char **buffer, unsigned char **const *places, unsigned char *to) {
   for (; *places; places++)
-    if (**places) **places = to + (**places - from);
+    if (**places) **places = to + (**places - *buffer);
   *buffer = to;
-  mbedtls_platform_zeroize(from, nbytes);
-  mbedtls_free(from);
+}
+
+/* A connection's own buffer, of which nbytes may be secret. */
+static void tl__tls_give_up(unsigned char *buffer, size_t nbytes) {
+  mbedtls_platform_zeroize(buffer, nbytes);
+  mbedtls_free(buffer);
 }
 
 static void tl__tls_move_in(mbedtls_ssl_context *ssl, unsigned char *to) {
@@ -1243,12 +1246,12 @@ static void tl__tls_move_in(mbedtls_ssl_context *ssl, unsigned char *to) {
                                     &ssl->MBEDTLS_PRIVATE(in_cid),
 #endif
                                     NULL};
-  tl__tls_move(&ssl->MBEDTLS_PRIVATE(in_buf), places, to, MBEDTLS_SSL_IN_CONTENT_LEN);
+  tl__tls_move(&ssl->MBEDTLS_PRIVATE(in_buf), places, to);
 }
 
+/* But for out_ctr: mbedTLS only writes there. */
 static void tl__tls_move_out(mbedtls_ssl_context *ssl, unsigned char *to) {
-  unsigned char **const places[] = {&ssl->MBEDTLS_PRIVATE(out_ctr),
-                                    &ssl->MBEDTLS_PRIVATE(out_hdr),
+  unsigned char **const places[] = {&ssl->MBEDTLS_PRIVATE(out_hdr),
                                     &ssl->MBEDTLS_PRIVATE(out_len),
                                     &ssl->MBEDTLS_PRIVATE(out_iv),
                                     &ssl->MBEDTLS_PRIVATE(out_msg),
@@ -1256,7 +1259,7 @@ static void tl__tls_move_out(mbedtls_ssl_context *ssl, unsigned char *to) {
                                     &ssl->MBEDTLS_PRIVATE(out_cid),
 #endif
                                     NULL};
-  tl__tls_move(&ssl->MBEDTLS_PRIVATE(out_buf), places, to, MBEDTLS_SSL_OUT_CONTENT_LEN);
+  tl__tls_move(&ssl->MBEDTLS_PRIVATE(out_buf), places, to);
 }
 
 /* How much of the buffer mbedTLS has to find again: encrypted bytes of a record, a message or what
@@ -1295,11 +1298,28 @@ static int tl__tls_leave(tl__tls *t) {
 /* After the handshake. */
 static int tl__tls_share(tl__tls *t) {
   tl__tls_shared *shared = tl__tls_shared_of(t);
-  memcpy(shared->in, t->ssl.MBEDTLS_PRIVATE(in_buf), tl__tls_used(&t->ssl));
+  unsigned char *in = t->ssl.MBEDTLS_PRIVATE(in_buf), *out = t->ssl.MBEDTLS_PRIVATE(out_buf);
+  memcpy(shared->in, in, tl__tls_used(&t->ssl));
   tl__tls_move_in(&t->ssl, shared->in);
   tl__tls_move_out(&t->ssl, shared->out);
+  t->ssl.MBEDTLS_PRIVATE(out_ctr) = shared->out;
+  tl__tls_give_up(in, MBEDTLS_SSL_IN_CONTENT_LEN);
+  tl__tls_give_up(out, MBEDTLS_SSL_OUT_CONTENT_LEN);
   t->shares = true;
   return tl__tls_leave(t);
+}
+
+/* Before encrypting: the next record is made where it is sent from. Only one, and no other kind: what
+   mbedTLS has to say by itself is made in the shared buffer, and copied. */
+static void tl__tls_aim(tl__tls *t) {
+  tl__tls_shared *shared = tl__tls_shared_of(t);
+  if (!t->shares || t->ssl.MBEDTLS_PRIVATE(state) != MBEDTLS_SSL_HANDSHAKE_OVER) return;
+  if (TL__TLS_WIRE - shared->wire_used < TL__TLS_OUT) (void)tl__tls_flush(t);
+  tl__tls_move_out(&t->ssl, shared->wire + shared->wire_used);
+}
+
+static void tl__tls_aim_back(tl__tls *t) {
+  if (t->shares) tl__tls_move_out(&t->ssl, tl__tls_shared_of(t)->out);
 }
 
 static void tl__tls_unshare(tl__tls *t) {
@@ -1309,6 +1329,8 @@ static void tl__tls_unshare(tl__tls *t) {
 
 #else
 static void tl__tls_enter(tl__tls *t) { (void)t; }
+static void tl__tls_aim(tl__tls *t) { (void)t; }
+static void tl__tls_aim_back(tl__tls *t) { (void)t; }
 static void tl__tls_unshare(tl__tls *t) { (void)t; }
 static int tl__tls_leave(tl__tls *t) { return (void)t, 0; }
 static int tl__tls_share(tl__tls *t) { return (void)t, 0; }
@@ -1633,7 +1655,9 @@ static void tl__tls_cut(tl__stream *s) { tl__tls_of(s)->said_end = s->shut = tru
 
 static int64_t tl__tls_encrypt(tl__tls *t, const unsigned char *data, size_t nbytes) {
   while (nbytes) {
+    tl__tls_aim(t);
     int rc = mbedtls_ssl_write(&t->ssl, data, nbytes);
+    tl__tls_aim_back(t);
     if (rc <= 0)
       return t->broken ? t->broken : tl__tls_code(rc ? rc : MBEDTLS_ERR_SSL_INTERNAL_ERROR);
     data += rc;
