@@ -29,7 +29,7 @@ def sample(python: str, row: str, loop: str, service: str | None) -> Sample:
         argv = [python, "-c", work.IMPORT, serve.MODULES.get(loop, loop)]
     else:
         argv = [python, work.__file__, row, loop, *([service] if service else [])]
-    return harness.report_of(argv, harness.SERVER_CORE, f"{loop}, {row}", timeout=120)
+    return harness.report_of(argv, harness.SERVER_CORE, f"{loop}, {row}", timeout=60)
 
 
 def printable(results: dict[str, Measured], loops: list[str], baseline: str) -> str:
@@ -115,9 +115,8 @@ def main() -> None:
     packages = {name for version in versions.values() for name in version.get("packages", ())}
     python, baseline = harness.interpreter_of(versions), rounds.baseline_of(versions)
     name = args.name or rounds.name_of(python, "micro", args.full)
-    # Priming needs no import, nor the other way round.
     plan = {
-        row: [loop for loop in loops if row != "import" or "+" not in loop]
+        row: [loop for loop in loops if work.ROWS[row].primed or "+" not in loop]
         for row in chosen(args.rows, args.full, packages)
     }
     wanted = {service for row in plan if (service := work.ROWS[row].service)}

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -420,7 +419,7 @@ class Page:
         failed: dict[tuple[str, str], list[str]] = {}
         for line in self.report.lines.values():
             for name, reason in line.failures.items():
-                failed.setdefault((name, short_reason(reason)), []).append(line.label)
+                failed.setdefault((name, rounds.short_reason(reason)), []).append(line.label)
         items += [f"- {name}: {'; '.join(at)}: {why}" for (name, why), at in failed.items()]
         if items:
             self.add("### Not measured", "\n".join(items))
@@ -442,13 +441,6 @@ class Page:
         self.work()
         self.failures()
         return "\n\n".join(self.parts)
-
-
-def short_reason(reason: str) -> str:
-    """The exception or the complaint, without its traceback, row and number."""
-    errors = [line for line in reason.splitlines() if re.match(r"[\w.]*(Error|Exception)\b", line)]
-    complaint = reason.splitlines()[0].partition(": ")[2]
-    return errors[-1] if errors else re.sub(r"^load: (\d+ )?", "", complaint)
 
 
 def slug(title: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -144,11 +145,19 @@ def progress(text: str) -> None:
         print(f"\r{text}\033[K", end="", file=sys.stderr, flush=True)
 
 
+def short_reason(reason: str) -> str:
+    """The exception or the complaint, without its traceback, row and number."""
+    errors = [line for line in reason.splitlines() if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    complaint = reason.splitlines()[0].partition(": ")[2]
+    return errors[-1] if errors else re.sub(r"^load: (\d+ )?", "", complaint)
+
+
 def print_absent(versions: Versions, failures: Sequence[str] = ()) -> None:
     """Say which contenders are not there, and which failed at a row."""
     lines = [f"{name}: {v['error']}" for name, v in versions.items() if "error" in v]
-    if lines or failures:
-        print("not measured:", *lines, *failures, sep="\n  ")
+    lines += [f"{text.partition(': ')[0]}: {short_reason(text)}" for text in failures]
+    if lines:
+        print("not measured:", *lines, sep="\n  ")
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
