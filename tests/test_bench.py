@@ -18,6 +18,7 @@ import pytest
 import report
 import rounds
 import rows
+import run
 import work
 
 import tloop_py
@@ -46,6 +47,18 @@ def test_row(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     report = harness.measure(contender, row, seconds=0.02, warmup=0.02)
     assert report["requests"] > 0
     assert kind.unit == "datagram" or report["verified_bytes"] > 0
+
+
+def test_spared() -> None:
+    """A full run measures everything but what priming tells nothing about."""
+    spared = {
+        (n, t)
+        for n in run.LOOPS.split(",")
+        for t in rows.FULL.split(",")
+        if run.spared(n, rows.Row.parse(t))
+    }
+    assert {name for name, _ in spared} == {"asyncio+primed"}
+    assert not {text for _, text in spared if text.startswith("protocol") and text.endswith(":50")}
 
 
 @pytest.mark.parametrize("name", ALONE)
