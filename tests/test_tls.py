@@ -440,3 +440,15 @@ async def test_a_server_ends_its_tls_clients(
     await server.wait_closed()
     await end_of(client, *made)
     assert transport.is_closing()
+
+
+@pytest.mark.loops("tloop")
+@pytest.mark.engines("ssl")
+async def test_all_attributes_of_a_connection_are_slots(
+    loop: Loop, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    """One that asyncio gets in a new version, and we do not know, would cost memory and speed."""
+    async with tls_pair(server_tls, client_tls) as (transport, _, server):
+        for side in (transport, server.transport):
+            assert vars(side) == {}
+            assert vars(side._ssl_protocol) == {}
