@@ -124,10 +124,11 @@ bench: module $(VENV)/bench.stamp
 	@$(py) bench/run.py
 	@$(py) bench/micro.py
 
-# All rows and loops, five rounds, on this interpreter: an hour. The files in build/bench are
-# named after it.
+# All rows and loops, five rounds, on this interpreter: an hour, or less: make bench-full
+# BENCH="--seconds 0.2 --loops tloop,uvloop,asyncio". The files in build/bench are named after it.
+BENCH ?=
 bench-full: module $(VENV)/peers.stamp
-	@$(py) bench/run.py --full
+	@$(py) bench/run.py --full $(BENCH)
 	@$(py) bench/micro.py --full
 
 # The same on the interpreters of docs/benchmarks.md, each in a Debian of its own, then the page:
