@@ -257,7 +257,7 @@ class Buffered(Recorder, asyncio.BufferedProtocol):
 
     def __init__(self, size: int = 1000) -> None:
         super().__init__()
-        self.buffer = memoryview(bytearray(size))
+        self.buffer: memoryview | bytearray = memoryview(bytearray(size))
 
     def get_buffer(self, sizehint: int) -> Any:
         return self.buffer
@@ -276,6 +276,17 @@ async def test_buffered_protocols_over_tls(
         assert await client.received(len(data)) == data
         transport.write(data)
         assert await peer.read(len(data)) == data
+
+
+@pytest.mark.loops("tloop")  # asyncio loses all but the first record
+async def test_a_bytearray_is_filled_by_many_records(
+    loop: Loop, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    protocol = Buffered()
+    protocol.buffer = bytearray(1 << 18)
+    async with tls_connected(server_tls, client_tls, protocol) as (_, client, peer):
+        await peer.send(b"".join(peer.encrypt(b"%4d" % number) for number in range(1000)))
+        assert await client.received(4000) == b"".join(b"%4d" % number for number in range(1000))
 
 
 async def test_a_buffered_protocol_whose_peer_hangs_up(

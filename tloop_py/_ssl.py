@@ -96,6 +96,13 @@ class SSLProtocol(SSLProtocolBase):
             self._app_transport_created = True
         return super()._get_app_transport()
 
+    def _set_app_protocol(self, app_protocol: Any) -> None:
+        super()._set_app_protocol(app_protocol)
+        if self._app_protocol_is_buffer:
+            get_buffer = self._app_protocol_get_buffer
+            # asyncio reads into slices of it; those of a bytearray are copies, and lost.
+            self._app_protocol_get_buffer = lambda sizehint: memoryview(get_buffer(sizehint))
+
     def _set_state(self, new: Any) -> None:
         old = self._state
         if (
