@@ -168,8 +168,8 @@ test-py: module $(VENV)/test.stamp
 	@TLOOP_TEST_LOOPS=tloop TLOOP_BACKEND=poll $(pytest) $(behaviour)
 	@$(py) -c 'import tloop_py; tloop_py.new_event_loop("io_uring").close()' 2>/dev/null || { \
 	    echo "io_uring is not to be had here, so nothing is tested on it"; exit; } && \
-	  echo "the same on the io_uring backend" && \
-	  TLOOP_TEST_LOOPS=tloop TLOOP_BACKEND=io_uring $(pytest) $(behaviour)
+	  echo "the same on the io_uring backend, with all that the ring can do" && \
+	  TLOOP_TEST_LOOPS=tloop TLOOP_BACKEND=io_uring TLOOP_URING=accept,recv,send $(pytest) $(behaviour)
 	@echo "callbacks, tasks and timers in virtual time"
 	@TLOOP_TEST_LOOPS=tloop TLOOP_BACKEND=dummy $(pytest) $(virtual) -m "not real and not slow"
 	@echo "all in debug mode"

@@ -80,6 +80,13 @@
      parent and child share one kernel poll set.
    MEMORY        tl_loop_desc.allocator, per loop; else TL_MALLOC and friends. Later on only a
      write that the kernel did not take at once, and growing tables, allocate.
+   IO_URING      $TLOOP_URING, names with commas between, is what is left to the kernel's ring.
+     Default: send (tl_stream_write_batch is one system call), also on the epoll backend. On the
+     io_uring backend (Linux 6.1 or later), where it gains little or nothing: accept, and recv (TCP
+     without TLS). These take from the kernel what nobody has asked for yet. So tl_stream_recv comes
+     before handing a descriptor on, connections reset meanwhile are not told of, and a descriptor
+     that its owner closes before the handle stays open. "none": nothing. What the kernel or a
+     sandbox refuses is done without it.
    LIMITS        Linux. 2^31 handles; 256 events per tick from the kernel; 64 datagrams, 64
      accepts per socket and tick, so that no socket starves the others. SIGPIPE is never raised.
 */
@@ -546,7 +553,8 @@ TL_API int tl_stream_read_start(tl_loop *loop, tl_handle stream);
    Returns: as tl_stream_read_start. Thread: loop. */
 TL_API int tl_stream_read_notify(tl_loop *loop, tl_handle stream);
 
-/* Stop receiving; bytes stay in the kernel. After it tl_loop_run delivers no data of the stream.
+/* Stop receiving; bytes stay in the kernel (but see IO_URING). After it tl_loop_run delivers no
+   data of the stream.
    Returns: 0, TL_EBADH, TL_EKIND. Thread: loop. */
 TL_API int tl_stream_read_stop(tl_loop *loop, tl_handle stream);
 
@@ -738,6 +746,10 @@ enum {
   TL__SPARE_CHUNKS = 64, /* free write blocks kept per loop: 1 MiB */
   TL__SIGNALS = 65,      /* signal numbers are 1..64 on Linux */
   TL__WAKE_BYTES = 256,  /* wake pipe bytes read per tick */
+  TL__ROWS_MAX = 64,     /* sends per io_uring_enter */
+  TL__REQUESTS = 128,    /* room for requests to the ring */
+  TL__TRIES = 100,       /* milliseconds that a request may take to end */
+  TL__BUFFERS = 64,      /* blocks that the ring receives into: 1 MiB; a power of 2 */
   TL__PEER_BYTES = 28,   /* sizeof(struct sockaddr_in6) */
   TL__MIN_ROOM = 65536,  /* a stream with less arena than this waits for the next tick */
   /* 64 KiB payload is the IP limit. Not a multiple of 4096: at equal distances of a power of two
@@ -747,9 +759,14 @@ enum {
 };
 
 #define TL__ACCEPT_PAUSE_NS INT64_C(1000000000) /* as asyncio's ACCEPT_RETRY_DELAY */
+#define TL__POOL_BYTES (TL__BUFFERS * sizeof(struct io_uring_buf))
 #define TL__RETRY_NS INT64_C(1000000)
 
 // >>types
+
+/* What the io_uring backend can do by completions. */
+enum { TL__OP_ACCEPT = 1, TL__OP_RECV = 2, TL__OP_SEND = 4 };
+enum { TL__NOT_SENT = INT_MIN }; /* in place of a result: the ring has not tried */
 
 enum tl__kind { TL__TIMER = 1, TL__POLL, TL__SIGNAL, TL__CHILD, TL__LISTENER, TL__STREAM, TL__UDP };
 
@@ -785,17 +802,21 @@ typedef struct tl__timer {
   struct tl__timer *due_prev, *due_next; /* in loop->due; due_prev == self: not there */
 } tl__timer;
 
+typedef struct tl__link {
+  struct tl__link *prev, *next; /* a ring; alone: itself */
+} tl__link;
+
 /* Every kind with a descriptor begins with this. */
 typedef struct tl__io {
   tl__head head;
   int fd;
-  uint8_t want;  /* TL_READ | TL_WRITE | TL_EDGE that the handle needs now */
-  uint8_t flags; /* TL_KEEP_FD */
+  uint8_t want;   /* TL_READ | TL_WRITE | TL_EDGE that the handle needs now */
+  uint8_t flags;  /* TL_KEEP_FD */
+  uint8_t ready;  /* what is known to be there: edges that EAGAIN has not taken back, completions */
+  bool by_ring;   /* the backend receives or accepts by itself; TL_READ is not watched */
+  bool asked;     /* by_ring: the kernel has the request, and holds the file */
+  tl__link again; /* in loop->again or loop->rereads */
 } tl__io;
-
-typedef struct tl__link {
-  struct tl__link *prev, *next; /* a ring; alone: itself */
-} tl__link;
 
 /* Write queue accounting, shared by streams and UDP. */
 typedef struct tl__flow {
@@ -819,12 +840,13 @@ typedef struct tl__stream {
   tl__chunk *first, *last;
   tl__layer *layer;    /* what lies between the stream's bytes and the descriptor's, or NULL */
   int error;           /* why it is broken, or 0 */
-  tl__link again;      /* in loop->again or loop->rereads */
-  uint8_t ready;       /* edge: what the kernel has reported and has not taken back by EAGAIN */
+  int end;             /* by_ring: what came behind received: 0 or -errno; 1: nothing yet */
+  tl__chunk *received; /* by_ring: last of a ring of blocks with what has come, or NULL */
   bool edge, end_near; /* end_near: half-closed or urgent data, so a short read proves nothing */
   bool is_socket, connecting, notify, shut, finishing;
   bool reading;  /* what the user wants; want has it too, unless the layer reads for itself */
   bool internal; /* the layer talks to the peer for itself: events are its own */
+  bool batched;  /* part of the batch that is being sent */
   uint8_t peer_bytes;
   unsigned char peer[TL__PEER_BYTES]; /* kept: getpeername fails once the peer has reset */
 } tl__stream;
@@ -877,6 +899,9 @@ typedef struct tl__listener {
   tl__node pause;
   int accepted; /* in this tick */
   bool is_tcp;
+  bool lost; /* by_ring: there was no memory to keep an accepted descriptor */
+  int *fds;  /* by_ring: accepted descriptors and -errno, from fd_next to fd_count */
+  size_t fd_next, fd_count, fd_capacity;
 } tl__listener;
 
 typedef struct tl__signal {
@@ -912,6 +937,16 @@ typedef struct tl__ready {
   uint32_t mask;
 } tl__ready;
 
+/* One send of a batch. */
+typedef struct tl__row {
+  tl_handle id;
+  tl__stream *stream; /* NULL: not to be sent by the ring */
+  const unsigned char *data;
+  size_t nbytes;
+  int64_t *answer;
+  int sent; /* bytes, -errno or TL__NOT_SENT */
+} tl__row;
+
 /* A way to wait for the kernel. All functions return 0 or -errno.
    open   make the poll set and watch loop->wake_rd (reported through tl__report with id 0)
    close  undo open; also after a failed open
@@ -919,7 +954,11 @@ typedef struct tl__ready {
           -EEXIST to old == 0 if the kernel watches fd already, -ENOENT to old != 0 if it does not
    wait   block for timeout_ns (< 0: for ever) and tl__report each ready descriptor; EINTR is 0
    fd     descriptor for embedding, or -ENOSYS
-   flush  before a host sleeps on fd: let the kernel know everything. NULL: it does */
+   flush  before a host sleeps on fd: let the kernel know everything. NULL: it does
+   These belong to operations of the ring, and are NULL elsewhere:
+   start  accept or receive for a handle that is by_ring
+   stop   take that back; afterwards the kernel does not hold the file
+   send   try to send what has a stream, and set sent: see tl_stream_write_batch */
 typedef struct tl__backend {
   const char *name;
   int caps;
@@ -929,6 +968,9 @@ typedef struct tl__backend {
   int (*wait)(tl_loop *loop, int64_t timeout_ns);
   int (*fd)(const tl_loop *loop);
   int (*flush)(tl_loop *loop);
+  void (*start)(tl_loop *loop, tl__io *io);
+  void (*stop)(tl_loop *loop, tl__io *io);
+  void (*send)(tl_loop *loop, tl__row *rows, int count);
 } tl__backend;
 
 #ifdef TL__HAS_URING
@@ -936,12 +978,20 @@ typedef struct tl__backend {
 typedef struct tl__uring {
   int fd;          /* -1: there is none */
   bool set_polled; /* a request to poll the epoll set is under way */
+  bool ending;     /* nothing may be started any more */
+  uint8_t ops;     /* TL__OP_*: what is not left to readiness */
   uint32_t sq_mask, cq_mask;
   atomic_uint *sq_head, *sq_tail, *sq_flags, *cq_head, *cq_tail;
   struct io_uring_sqe *sqes;
   struct io_uring_cqe *cqes;
   void *rings;
   size_t rings_nbytes, sqes_nbytes;
+  struct io_uring_buf_ring *pool; /* buffers to receive into; blocks[i] is NULL when i is used up */
+  tl__chunk *blocks[TL__BUFFERS];
+  uint16_t pool_tail;
+  int used_up;
+  tl__row *rows; /* the batch that is being sent; rows_left are to be answered */
+  int rows_left;
 } tl__uring;
 #endif
 
@@ -1051,6 +1101,30 @@ static bool tl__grow(tl_loop *loop, void **table, size_t *capacity, size_t neede
   *table = p;
   *capacity = n;
   return true;
+}
+
+/* Blocks of write queues and of what the ring receives, from a small pool: a steady stream
+   allocates nothing. */
+static tl__chunk *tl__chunk_new(tl_loop *loop) {
+  tl__chunk *chunk = loop->spare;
+  if (chunk) {
+    loop->spare = chunk->next;
+    loop->spare_count--;
+  } else {
+    chunk = tl__alloc(loop, TL_CHUNK_BYTES);
+  }
+  if (chunk) *chunk = (tl__chunk){NULL, 0, 0};
+  return chunk;
+}
+
+static void tl__chunk_free(tl_loop *loop, tl__chunk *chunk) {
+  if (loop->spare_count >= TL__SPARE_CHUNKS) {
+    tl__free(loop, chunk);
+    return;
+  }
+  chunk->next = loop->spare;
+  loop->spare = chunk;
+  loop->spare_count++;
 }
 
 TL_API int tl_prime_malloc(size_t nbytes) {
@@ -1195,8 +1269,8 @@ static void tl__link_last(tl__link *ring, tl__link *link) {
   ring->prev = link;
 }
 
-static tl__stream *tl__stream_of(tl__link *link) {
-  return (tl__stream *)(void *)((char *)link - offsetof(tl__stream, again));
+static tl__io *tl__io_of(tl__link *link) {
+  return (tl__io *)(void *)((char *)link - offsetof(tl__io, again));
 }
 
 // >>clock
@@ -1360,18 +1434,22 @@ static bool tl__is_edge(const tl__io *io) {
 }
 
 static int tl__watched(const tl__io *io) {
+  if (io->by_ring) return io->want & ~TL_READ;
   return tl__is_edge(io) ? TL_READ | TL_WRITE | TL_EDGE : io->want;
 }
 
 static int tl__interrupt(tl_loop *loop);
 
-/* No edge will tell of what is ready already, nor the kernel of what a layer holds: come back in
-   the next tick. */
+/* No edge will tell of what is ready already, nor the kernel of what a layer or the ring holds:
+   come back in the next tick. Else the ring has to go on. */
 static void tl__come_back(tl_loop *loop, tl__io *io) {
-  tl__stream *s = (tl__stream *)io;
-  if (io->head.kind != TL__STREAM || io->head.closing || !(s->ready & io->want)) return;
-  if (tl__linked(&s->again)) return;
-  tl__link_last(&loop->again, &s->again);
+  if (io->head.closing) return;
+  if (!(io->ready & io->want)) {
+    if (io->by_ring && !io->asked && io->want & TL_READ) loop->backend->start(loop, io);
+    return;
+  }
+  if (tl__linked(&io->again)) return;
+  tl__link_last(&loop->again, &io->again);
   if (atomic_load_explicit(&loop->sleeping, memory_order_relaxed)) (void)tl__interrupt(loop);
 }
 
@@ -1393,7 +1471,8 @@ static void tl__unwant(tl__io *io, int bits) { io->want = (uint8_t)(io->want & ~
 
 /* Watch no more than what is wanted. */
 static void tl__trim(tl_loop *loop, tl__io *io) {
-  if (tl__armed(loop, io) & ~tl__watched(io)) (void)tl__arm(loop, io, io->want);
+  int mask = tl__watched(io);
+  if (tl__armed(loop, io) & ~mask) (void)tl__arm(loop, io, mask);
 }
 
 static int tl__open_wake(tl_loop *loop) {
@@ -1430,6 +1509,37 @@ static int tl__rebuild(tl_loop *loop) {
     if (added == 0 || loop->rebuild) reg->mask = (uint8_t)mask;
   }
   return 0;
+}
+
+// >>ring
+
+static void tl__received_drop(tl_loop *loop, tl__stream *s) {
+  tl__chunk *first = s->received->next;
+  s->received->next = first->next;
+  if (first == s->received) s->received = NULL;
+  tl__chunk_free(loop, first);
+}
+
+#if defined(TL__HAS_URING) || defined(TL__HAS_TLS)
+/* From now on by readiness; what the ring has received comes first. */
+static int tl__leave_ring(tl_loop *loop, tl__io *io) {
+  if (!io->by_ring) return 0;
+  if (io->asked) loop->backend->stop(loop, io);
+  io->by_ring = false;
+  int rc = tl__want(loop, io, 0);
+  if (rc < 0) io->by_ring = true;
+  return rc;
+}
+#endif
+
+/* Is that operation (TL__OP_*) of new handles the ring's? */
+static bool tl__ring_does(const tl_loop *loop, int op) {
+#ifdef TL__HAS_URING
+  return loop->uring.ops & op;
+#else
+  (void)loop, (void)op;
+  return false;
+#endif
 }
 
 // >>backend-epoll
@@ -1502,10 +1612,6 @@ static int tl__epoll_wait(tl_loop *loop, int64_t timeout_ns) {
 
 static int tl__epoll_fd(const tl_loop *loop) { return loop->epoll_fd; }
 
-static const tl__backend tl__backend_epoll = {
-    "epoll",       TL_CAP_EDGE | TL_CAP_FD, tl__epoll_open, tl__epoll_close,
-    tl__epoll_ctl, tl__epoll_wait,          tl__epoll_fd,   NULL};
-
 #endif
 
 // >>backend-uring
@@ -1515,6 +1621,11 @@ static const tl__backend tl__backend_epoll = {
    readiness is left to an epoll set, which forgets what its owner closes, is level-triggered where
    that is promised, and knows when a number is in use again. The ring polls that set, once at a
    time: each request begins with a look, so no level is lost.
+   Receiving and accepting by the ring is one request per handle, cancelled and waited for before
+   its descriptor is closed. A cancelled request has taken nothing that it does not tell of; its
+   bytes stay with the stream, in blocks that the kernel is given anew from the loop's memory. When
+   these run out the request ends, and the stream receives once without the ring. Sends do not wait
+   for anything, so they have ended when enter returns, and nothing has to outlive the call.
    DEFER_TASKRUN (6.1): requests complete inside of io_uring_enter only, and never interrupt
    whatever system call the loop's thread is in. It ties the ring to one thread: in another one
    enter answers EEXIST, and the loop makes a new ring. */
@@ -1536,11 +1647,15 @@ static int tl__uring_enter(tl_loop *loop, int64_t wait_ns) {
   return n >= 0 || errno == EINTR || errno == ETIME ? 0 : -errno;
 }
 
-static void tl__uring_push(tl__uring *u, const struct io_uring_sqe *sqe) {
+/* Fails when the kernel takes nothing. */
+static bool tl__uring_push(tl_loop *loop, const struct io_uring_sqe *sqe) {
+  tl__uring *u = &loop->uring;
   unsigned tail = atomic_load_explicit(u->sq_tail, memory_order_relaxed);
-  TL_ASSERT(tail - atomic_load(u->sq_head) <= u->sq_mask);
+  if (tail - atomic_load(u->sq_head) > u->sq_mask) (void)tl__uring_enter(loop, 0);
+  if (tail - atomic_load(u->sq_head) > u->sq_mask) return false;
   u->sqes[tail & u->sq_mask] = *sqe;
   atomic_store_explicit(u->sq_tail, tail + 1, memory_order_release);
+  return true;
 }
 
 static void tl__uring_poll_set(tl_loop *loop) {
@@ -1548,14 +1663,31 @@ static void tl__uring_poll_set(tl_loop *loop) {
   const uint16_t low_half_first = 1; /* else the halves of the mask are exchanged */
   struct io_uring_sqe sqe = {.opcode = IORING_OP_POLL_ADD, .fd = loop->epoll_fd};
   if (u->set_polled) return;
-  u->set_polled = true;
   sqe.poll32_events = *(const unsigned char *)&low_half_first ? POLLIN : (uint32_t)POLLIN << 16;
-  tl__uring_push(u, &sqe);
+  u->set_polled = tl__uring_push(loop, &sqe);
+}
+
+/* Give the kernel a block for each that it has filled. Without memory there are fewer. */
+static void tl__uring_refill(tl_loop *loop) {
+  tl__uring *u = &loop->uring;
+  struct io_uring_buf *entries = (struct io_uring_buf *)u->pool;
+  for (uint16_t i = 0; u->used_up && i < TL__BUFFERS; i++) {
+    if (u->blocks[i]) continue;
+    tl__chunk *block = u->blocks[i] = tl__chunk_new(loop);
+    if (!block) break;
+    struct io_uring_buf *entry = &entries[u->pool_tail++ % TL__BUFFERS];
+    entry->addr = (uint64_t)(uintptr_t)block->data; /* not all of it: the first has the tail */
+    entry->len = TL__CHUNK_ROOM;
+    entry->bid = i;
+    u->used_up--;
+  }
+  atomic_store_explicit((_Atomic uint16_t *)&entries[0].resv, u->pool_tail, memory_order_release);
 }
 
 /* A host that watches the ring is told only of what the kernel has been asked for. */
 static int tl__uring_flush(tl_loop *loop) {
   if (!loop->uring.sqes) return -EBADF;
+  if (loop->uring.used_up) tl__uring_refill(loop);
   tl__uring_poll_set(loop);
   return tl__uring_queued(&loop->uring) ? tl__uring_enter(loop, 0) : 0;
 }
@@ -1587,51 +1719,268 @@ static int tl__uring_attach(tl__uring *u, const struct io_uring_params *p) {
   return 0;
 }
 
-static void tl__uring_close(tl_loop *loop) {
+/* Names of requests: 0 polls the set, a handle receives, a handle and TL__ACCEPTS accepts, and
+   TL__ROW is part of a batch. A slot's number has 31 bits, so has its generation. */
+#define TL__ACCEPTS (UINT64_C(1) << 31)
+#define TL__ROW (UINT64_C(1) << 63)
+
+static uint64_t tl__uring_name(const tl__io *io) {
+  return (uint64_t)io->head.id | (io->head.kind == TL__LISTENER ? TL__ACCEPTS : 0);
+}
+
+/* One request for all that comes, until it says otherwise. */
+static void tl__uring_start(tl_loop *loop, tl__io *io) {
+  struct io_uring_sqe sqe = {.fd = io->fd, .user_data = tl__uring_name(io)};
+  if (!loop->uring.sqes || loop->uring.ending) return; /* the next ring will */
+  if (io->head.kind == TL__LISTENER) {
+    sqe.opcode = IORING_OP_ACCEPT;
+    sqe.ioprio = IORING_ACCEPT_MULTISHOT;
+    sqe.accept_flags = SOCK_NONBLOCK | SOCK_CLOEXEC;
+  } else {
+    sqe.opcode = IORING_OP_RECV;
+    sqe.ioprio = IORING_RECV_MULTISHOT;
+    sqe.flags = IOSQE_BUFFER_SELECT;
+  }
+  io->asked = tl__uring_push(loop, &sqe);
+  if (io->asked) return;
+  io->ready |= TL_READ; /* by system calls meanwhile */
+  tl__come_back(loop, io);
+}
+
+static bool tl__uring_cancel(tl_loop *loop, const tl__io *io) {
+  struct io_uring_sqe sqe = {.opcode = IORING_OP_ASYNC_CANCEL, .fd = -1};
+  sqe.addr = tl__uring_name(io);
+  sqe.user_data = TL__ROW | TL__ROWS_MAX; /* nobody's */
+  return tl__uring_push(loop, &sqe);
+}
+
+static void tl__uring_accepted(tl_loop *loop, tl__listener *l, int fd) {
+  bool kept = l && tl__grow(loop, (void **)&l->fds, &l->fd_capacity, l->fd_count + 1, sizeof fd);
+  if (!kept && fd >= 0) close(fd);
+  if (!l || fd == -ECANCELED) return;
+  if (kept)
+    l->fds[l->fd_count++] = fd;
+  else
+    l->lost = true;
+  l->io.ready |= TL_READ;
+}
+
+static void tl__received_add(tl__stream *s, tl__chunk *chunk) {
+  chunk->next = s->received ? s->received->next : chunk;
+  if (s->received) s->received->next = chunk;
+  s->received = chunk;
+}
+
+static void tl__uring_received(tl_loop *loop, tl__stream *s, tl__chunk *block, int n) {
+  if (s && block && n > 0)
+    tl__received_add(s, block);
+  else if (block)
+    tl__chunk_free(loop, block);
+  if (!s || n == -ECANCELED || n == -EINTR || n == -EAGAIN) return;
+  if (n <= 0 && n != -ENOBUFS) { /* without a block, one receive without the ring, and on */
+    s->end = n;
+    s->end_near = true;
+  }
+  s->io.ready |= TL_READ;
+  if (!(s->io.want & TL_READ) && s->io.asked) (void)tl__uring_cancel(loop, &s->io);
+}
+
+/* The block that a completion has filled, or NULL. */
+static tl__chunk *tl__uring_block(tl__uring *u, int n, uint32_t flags) {
+  if (!(flags & IORING_CQE_F_BUFFER)) return NULL;
+  tl__chunk **at = &u->blocks[flags >> IORING_CQE_BUFFER_SHIFT];
+  tl__chunk *block = *at;
+  *at = NULL;
+  u->used_up++;
+  block->end = n > 0 ? (uint32_t)n : 0;
+  return block;
+}
+
+static void tl__uring_complete(tl_loop *loop, uint64_t name, int n, uint32_t flags) {
+  tl__uring *u = &loop->uring;
+  tl__chunk *block = tl__uring_block(u, n, flags);
+  bool unknown = !block && (n == -EINVAL || n == -EOPNOTSUPP); /* to this kernel */
+  tl__head *head = tl__get(loop, (tl_handle)(name & ~TL__ACCEPTS));
+  tl__io *io = head && !head->closing ? (tl__io *)head : NULL;
+  if (io) io->asked = flags & IORING_CQE_F_MORE;
+  if (io && unknown && tl__leave_ring(loop, io) == 0) return;
+  if (name & TL__ACCEPTS)
+    tl__uring_accepted(loop, (tl__listener *)io, n);
+  else
+    tl__uring_received(loop, (tl__stream *)io, block, n);
+  if (io) tl__come_back(loop, io);
+}
+
+static void tl__uring_sent(tl__uring *u, uint64_t row, int n) {
+  if (row == TL__ROWS_MAX || !u->rows) return;
+  u->rows[row].sent = n == -EINVAL || n == -EOPNOTSUPP ? TL__NOT_SENT : n;
+  u->rows_left--;
+}
+
+/* Take note of all that has completed. Returns whether the set has something to report. */
+static bool tl__uring_drain(tl_loop *loop) {
+  tl__uring *u = &loop->uring;
+  bool reported = false;
+  for (;;) {
+    unsigned at = atomic_load_explicit(u->cq_head, memory_order_relaxed);
+    if (at == atomic_load_explicit(u->cq_tail, memory_order_acquire)) return reported;
+    const struct io_uring_cqe *cqe = &u->cqes[at & u->cq_mask];
+    uint64_t name = cqe->user_data;
+    int n = cqe->res;
+    uint32_t flags = cqe->flags;
+    atomic_store_explicit(u->cq_head, at + 1, memory_order_release);
+    if (name & TL__ROW) {
+      tl__uring_sent(u, name & ~TL__ROW, n);
+    } else if (name) {
+      tl__uring_complete(loop, name, n, flags);
+    } else {
+      u->set_polled = false;
+      reported = true;
+    }
+  }
+}
+
+/* Between ticks: what the set reports will be asked again, by whoever sleeps, too. */
+static int tl__uring_work(tl_loop *loop, int64_t wait_ns) {
+  loop->stats.syscalls++;
+  int rc = tl__uring_enter(loop, wait_ns);
+  if (tl__uring_drain(loop)) (void)tl__interrupt(loop);
+  return rc;
+}
+
+/* Until the request is gone the peer of a closed socket would not know. What it has received until
+   then is kept. In another thread than the ring's only its end ends it. */
+static void tl__uring_stop(tl_loop *loop, tl__io *io) {
+  if (!loop->uring.sqes || !tl__uring_cancel(loop, io)) return;
+  for (int tries = 0; io->asked && tries < TL__TRIES; tries++)
+    if (tl__uring_work(loop, tries ? TL__RETRY_NS : 0) < 0) return;
+}
+
+/* Take back what the kernel has not seen of the requests after that place. */
+static void tl__uring_retract(tl__uring *u, unsigned place) {
+  unsigned head = atomic_load(u->sq_head);
+  atomic_store(u->sq_tail, (int)(head - place) > 0 ? head : place);
+}
+
+/* None of these waits, so all have ended when enter returns, and borrow the caller's bytes. */
+static void tl__uring_send(tl_loop *loop, tl__row *rows, int count) {
+  tl__uring *u = &loop->uring;
+  if (!u->sqes) return;
+  unsigned place = atomic_load_explicit(u->sq_tail, memory_order_relaxed);
+  u->rows = rows;
+  for (int i = 0; i < count; i++) {
+    if (!rows[i].stream) continue;
+    struct io_uring_sqe sqe = {.opcode = IORING_OP_SEND, .fd = rows[i].stream->io.fd};
+    sqe.addr = (uint64_t)(uintptr_t)rows[i].data;
+    sqe.len = (uint32_t)rows[i].nbytes;
+    sqe.msg_flags = MSG_NOSIGNAL | MSG_DONTWAIT;
+    sqe.user_data = TL__ROW | (unsigned)i;
+    u->rows_left += tl__uring_push(loop, &sqe);
+  }
+  while (u->rows_left && tl__uring_work(loop, 0) == 0) {
+  }
+  if (u->rows_left) tl__uring_retract(u, place);
+  u->rows = NULL;
+  u->rows_left = 0;
+}
+
+/* Requests of a ring that is about to end; a child leaves those of its parent alone. */
+static void tl__uring_stop_all(tl_loop *loop) {
+  loop->uring.ending = true;
+  for (uint32_t i = 0; i < loop->slot_count; i++) {
+    tl__head *head = loop->slots[i].head;
+    if (!head || (head->kind != TL__STREAM && head->kind != TL__LISTENER)) continue;
+    tl__io *io = (tl__io *)head;
+    if (io->asked && !loop->forked) tl__uring_stop(loop, io);
+    io->asked = false;
+  }
+}
+
+static void tl__uring_unmake(tl_loop *loop) {
   tl__uring *u = &loop->uring;
   if (u->rings) munmap(u->rings, u->rings_nbytes);
   if (u->sqes) munmap(u->sqes, u->sqes_nbytes);
   if (u->fd >= 0) close(u->fd);
+  if (u->pool) munmap(u->pool, TL__POOL_BYTES);
+  for (int i = 0; i < TL__BUFFERS; i++) tl__free(loop, u->blocks[i]);
   *u = (tl__uring){.fd = -1};
+}
+
+static void tl__uring_close(tl_loop *loop) {
+  tl__uring_stop_all(loop);
+  tl__uring_unmake(loop);
   tl__epoll_close(loop);
 }
 
-static int tl__uring_open(tl_loop *loop) {
-  tl__uring *u = &loop->uring;
-  struct io_uring_params p = {.flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN |
-                                       IORING_SETUP_TASKRUN_FLAG};
-  int rc = tl__epoll_open(loop);
-  if (rc < 0) return rc;
-  u->fd = (int)syscall(SYS_io_uring_setup, 8, &p);
+static uint8_t tl__uring_wanted(void) {
+  static const char *const names[] = {"accept", "recv", "send"};
+  const char *text = getenv("TLOOP_URING");
+  uint8_t ops = 0;
+  if (!text) text = "send";
+  for (int i = 0; i < 3; i++)
+    if (strstr(text, names[i])) ops |= (uint8_t)(1 << i);
+  return ops;
+}
+
+/* Where receiving into blocks of ours is not to be had it is left to readiness. */
+static void tl__uring_open_pool(tl__uring *u) {
+  int access = PROT_READ | PROT_WRITE;
+  if (!(u->ops & TL__OP_RECV)) return;
+  void *at = mmap(NULL, TL__POOL_BYTES, access, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  struct io_uring_buf_reg reg = {.ring_addr = (uint64_t)(uintptr_t)at, .ring_entries = TL__BUFFERS};
+  if (at != MAP_FAILED) u->pool = at;
+  if (u->pool && syscall(SYS_io_uring_register, u->fd, IORING_REGISTER_PBUF_RING, &reg, 1) == 0)
+    u->used_up = TL__BUFFERS;
+  else
+    u->ops &= (uint8_t)~TL__OP_RECV;
+}
+
+/* Handles of the ring before this one. */
+static void tl__uring_start_all(tl_loop *loop) {
+  for (uint32_t i = 0; i < loop->slot_count; i++) {
+    tl__head *head = loop->slots[i].head;
+    if (!head || (head->kind != TL__STREAM && head->kind != TL__LISTENER)) continue;
+    tl__come_back(loop, (tl__io *)head);
+  }
+}
+
+static int tl__uring_make(tl__uring *u, uint32_t flags) {
+  struct io_uring_params p = {.flags = flags | IORING_SETUP_SUBMIT_ALL};
+  u->fd = (int)syscall(SYS_io_uring_setup, TL__REQUESTS, &p);
   if (u->fd < 0) return errno == EINVAL ? -ENOSYS : -errno; /* a kernel without these flags */
-  rc = tl__uring_attach(u, &p);
-  return rc < 0 ? rc : tl__uring_flush(loop); /* sandboxes may forbid this call only */
+  return tl__uring_attach(u, &p);
+}
+
+static int tl__uring_open(tl_loop *loop) {
+  const uint32_t flags =
+      IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG;
+  int rc = tl__epoll_open(loop);
+  if (rc == 0) rc = tl__uring_make(&loop->uring, flags);
+  if (rc < 0) return rc;
+  loop->uring.ops = tl__uring_wanted();
+  tl__uring_open_pool(&loop->uring);
+  rc = tl__uring_flush(loop); /* sandboxes may forbid this call only */
+  if (rc == 0) tl__uring_start_all(loop);
+  return rc;
 }
 
 /* The set has something to report. */
 static void tl__uring_take_set(tl_loop *loop) {
   struct epoll_event events[TL__READY_MAX];
-  loop->uring.set_polled = false;
   loop->stats.syscalls++;
   int n = epoll_wait(loop->epoll_fd, events, TL__READY_MAX, 0);
   tl__epoll_report(loop, events, n);
 }
 
-static void tl__uring_drain(tl_loop *loop) {
-  tl__uring *u = &loop->uring;
-  unsigned at = atomic_load_explicit(u->cq_head, memory_order_relaxed);
-  if (at == atomic_load_explicit(u->cq_tail, memory_order_acquire)) return;
-  atomic_store_explicit(u->cq_head, at + 1, memory_order_release);
-  tl__uring_take_set(loop);
-}
-
 /* Looking costs no system call while the kernel has put nothing off. */
 static int tl__uring_ask(tl_loop *loop, int64_t timeout_ns) {
   tl__uring *u = &loop->uring;
+  const unsigned put_off = IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW;
   if (!u->sqes) return -EBADF;
+  if (u->used_up) tl__uring_refill(loop);
   tl__uring_poll_set(loop);
   if (atomic_load(u->cq_head) != atomic_load(u->cq_tail)) timeout_ns = 0;
-  if (timeout_ns || tl__uring_queued(u) || atomic_load(u->sq_flags) & IORING_SQ_TASKRUN)
+  if (timeout_ns || tl__uring_queued(u) || atomic_load(u->sq_flags) & put_off)
     return tl__uring_enter(loop, timeout_ns);
   return 0;
 }
@@ -1643,16 +1992,60 @@ static int tl__uring_wait(tl_loop *loop, int64_t timeout_ns) {
     rc = tl__rebuild(loop);
     if (rc == 0) rc = tl__uring_ask(loop, timeout_ns);
   }
-  if (rc == 0) tl__uring_drain(loop);
+  atomic_store_explicit(&loop->sleeping, 0, memory_order_relaxed); /* what comes needs no wake-up */
+  if (rc == 0 && tl__uring_drain(loop)) tl__uring_take_set(loop);
   return rc;
 }
 
 static int tl__uring_fd(const tl_loop *loop) { return loop->uring.fd; }
 
-static const tl__backend tl__backend_uring = {
-    "io_uring",    TL_CAP_EDGE | TL_CAP_FD, tl__uring_open, tl__uring_close,
-    tl__epoll_ctl, tl__uring_wait,          tl__uring_fd,   tl__uring_flush};
+static const tl__backend tl__backend_uring = {.name = "io_uring",
+                                              .caps = TL_CAP_EDGE | TL_CAP_FD,
+                                              .open = tl__uring_open,
+                                              .close = tl__uring_close,
+                                              .ctl = tl__epoll_ctl,
+                                              .wait = tl__uring_wait,
+                                              .fd = tl__uring_fd,
+                                              .flush = tl__uring_flush,
+                                              .start = tl__uring_start,
+                                              .stop = tl__uring_stop,
+                                              .send = tl__uring_send};
 
+/* The epoll backend sends batches, too. Its ring is made for the first one, for any thread, and if
+   it cannot be had nobody notices. */
+
+static int tl__epoll_ring_open(tl_loop *loop) {
+  loop->uring.ops = tl__uring_wanted() & TL__OP_SEND;
+  return tl__epoll_open(loop);
+}
+
+static void tl__epoll_ring_close(tl_loop *loop) {
+  tl__uring_unmake(loop);
+  tl__epoll_close(loop);
+}
+
+static void tl__epoll_ring_send(tl_loop *loop, tl__row *rows, int count) {
+  if (!loop->uring.sqes && tl__uring_make(&loop->uring, 0) < 0)
+    tl__uring_unmake(loop); /* and its ops */
+  tl__uring_send(loop, rows, count);
+}
+
+#endif
+
+#ifdef TL__HAS_EPOLL
+static const tl__backend tl__backend_epoll = {.name = "epoll",
+                                              .caps = TL_CAP_EDGE | TL_CAP_FD,
+#ifdef TL__HAS_URING
+                                              .open = tl__epoll_ring_open,
+                                              .close = tl__epoll_ring_close,
+                                              .send = tl__epoll_ring_send,
+#else
+                                              .open = tl__epoll_open,
+                                              .close = tl__epoll_close,
+#endif
+                                              .ctl = tl__epoll_ctl,
+                                              .wait = tl__epoll_wait,
+                                              .fd = tl__epoll_fd};
 #endif
 
 // >>backend-none
@@ -1753,8 +2146,12 @@ static int tl__poll_wait(tl_loop *loop, int64_t timeout_ns) {
   return 0;
 }
 
-static const tl__backend tl__backend_poll = {
-    "poll", 0, tl__poll_open, tl__poll_close, tl__poll_ctl, tl__poll_wait, tl__no_fd, NULL};
+static const tl__backend tl__backend_poll = {.name = "poll",
+                                             .open = tl__poll_open,
+                                             .close = tl__poll_close,
+                                             .ctl = tl__poll_ctl,
+                                             .wait = tl__poll_wait,
+                                             .fd = tl__no_fd};
 
 #endif
 
@@ -1801,10 +2198,13 @@ static int tl__dummy_wait(tl_loop *loop, int64_t timeout_ns) {
   return 0;
 }
 
-static const tl__backend tl__backend_dummy = {"dummy",        TL_CAP_EDGE | TL_CAP_VIRTUAL,
-                                              tl__dummy_open, tl__dummy_close,
-                                              tl__dummy_ctl,  tl__dummy_wait,
-                                              tl__no_fd,      NULL};
+static const tl__backend tl__backend_dummy = {.name = "dummy",
+                                              .caps = TL_CAP_EDGE | TL_CAP_VIRTUAL,
+                                              .open = tl__dummy_open,
+                                              .close = tl__dummy_close,
+                                              .ctl = tl__dummy_ctl,
+                                              .wait = tl__dummy_wait,
+                                              .fd = tl__no_fd};
 
 #endif
 
@@ -2135,6 +2535,7 @@ static void *tl__new_io(tl_loop *loop, size_t nbytes, int kind, int fd, int flag
   if (!io) return NULL;
   io->fd = fd;
   io->flags = (uint8_t)(flags & TL_KEEP_FD);
+  io->again.prev = io->again.next = &io->again;
   return io;
 }
 
@@ -2189,6 +2590,8 @@ static int tl__bound_socket(const tl_addr *addr, int type, int flags) {
 static void tl__io_teardown(tl_loop *loop, tl__io *io) {
   bool keep = io->flags & TL_KEEP_FD;
   io->want = 0;
+  if (io->asked) loop->backend->stop(loop, io);
+  tl__unlink(&io->again);
   if (keep || !(loop->backend->caps & TL_CAP_FD)) (void)tl__arm(loop, io, 0);
   tl__reg *reg = tl__reg_at(loop, io->fd);
   if (reg && reg->owner == io->head.id) reg->mask = 0;
@@ -2368,30 +2771,7 @@ TL_API int tl_watermarks(tl_loop *loop, tl_handle handle, int64_t high, int64_t 
 
 // >>queue
 
-/* The write queue of a stream: equal blocks from a small pool, so that a large write is no large
-   allocation and a steady sender allocates nothing. */
-
-static tl__chunk *tl__chunk_new(tl_loop *loop) {
-  tl__chunk *chunk = loop->spare;
-  if (chunk) {
-    loop->spare = chunk->next;
-    loop->spare_count--;
-  } else {
-    chunk = tl__alloc(loop, TL_CHUNK_BYTES);
-  }
-  if (chunk) *chunk = (tl__chunk){NULL, 0, 0};
-  return chunk;
-}
-
-static void tl__chunk_free(tl_loop *loop, tl__chunk *chunk) {
-  if (loop->spare_count >= TL__SPARE_CHUNKS) {
-    tl__free(loop, chunk);
-    return;
-  }
-  chunk->next = loop->spare;
-  loop->spare = chunk;
-  loop->spare_count++;
-}
+/* The write queue of a stream: equal blocks, so that a large write is no large allocation. */
 
 static void tl__queue_clear(tl_loop *loop, tl__stream *s) {
   while (s->first) {
@@ -2453,9 +2833,10 @@ static tl_handle tl__stream_new(tl_loop *loop, int fd, int flags, bool is_socket
   tl__stream *s = tl__new_io(loop, sizeof *s, TL__STREAM, fd, flags, &error);
   if (!s) return error;
   tl__flow_init(&s->flow);
-  s->again.prev = s->again.next = &s->again;
   s->is_socket = is_socket;
-  s->edge = is_tcp && (loop->backend->caps & TL_CAP_EDGE);
+  s->end = 1;
+  s->io.by_ring = is_tcp && tl__ring_does(loop, TL__OP_RECV);
+  s->edge = is_tcp && !s->io.by_ring && (loop->backend->caps & TL_CAP_EDGE);
   return s->io.head.id;
 }
 
@@ -2490,13 +2871,33 @@ TL_API tl_handle tl_stream_connect(tl_loop *loop, const tl_addr *addr) {
 static void tl__stream_break(tl_loop *loop, tl__stream *s, int error) {
   s->error = error;
   tl__queue_clear(loop, s);
-  tl__unlink(&s->again);
+  tl__unlink(&s->io.again);
   s->io.want = 0;
   tl__trim(loop, &s->io);
 }
 
-static ssize_t tl__recv(tl_loop *loop, const tl__stream *s, void *buffer, size_t nbytes) {
+/* What the ring has received. */
+static ssize_t tl__take_received(tl_loop *loop, tl__stream *s, unsigned char *buffer,
+                                 size_t nbytes) {
+  size_t taken = 0;
+  while (s->received && taken < nbytes) {
+    tl__chunk *first = s->received->next;
+    size_t n = first->end - first->begin;
+    if (n > nbytes - taken) n = nbytes - taken;
+    memcpy(buffer + taken, first->data + first->begin, n);
+    first->begin += (uint32_t)n;
+    taken += n;
+    if (first->begin == first->end) tl__received_drop(loop, s);
+  }
+  loop->stats.bytes_in += (int64_t)taken;
+  return (ssize_t)taken;
+}
+
+static ssize_t tl__recv(tl_loop *loop, tl__stream *s, void *buffer, size_t nbytes) {
   ssize_t n;
+  if (s->received) return tl__take_received(loop, s, (unsigned char *)buffer, nbytes);
+  if (s->end <= 0) return s->end;
+  if (s->io.asked) return -EAGAIN; /* nothing may overtake what the ring is about to tell */
   do {
     loop->stats.syscalls++;
     n = s->is_socket ? recv(s->io.fd, buffer, nbytes, 0) : read(s->io.fd, buffer, nbytes);
@@ -2540,7 +2941,7 @@ static ssize_t tl__send(tl_loop *loop, tl__stream *s, struct iovec *iov, int cou
       n = sendmsg(s->io.fd, &msg, MSG_NOSIGNAL);
   } while (n < 0 && errno == EINTR);
   if (n > 0) loop->stats.bytes_out += n;
-  if (n < 0 && errno == EAGAIN) s->ready = (uint8_t)(s->ready & ~TL_WRITE);
+  if (n < 0 && errno == EAGAIN) s->io.ready = (uint8_t)(s->io.ready & ~TL_WRITE);
   return n < 0 ? -errno : n;
 }
 
@@ -2552,8 +2953,8 @@ static bool tl__is_eof(const tl__stream *s, ssize_t n) {
 /* Less than was asked for: nothing is left, and an edge will announce more. */
 static void tl__note_received(tl__stream *s, ssize_t n, size_t asked) {
   if (n == -EAGAIN || (n > 0 && (size_t)n < asked && !s->end_near)) {
-    s->ready = (uint8_t)(s->ready & ~TL_READ);
-    if (!(s->ready & s->io.want)) tl__unlink(&s->again);
+    s->io.ready = (uint8_t)(s->io.ready & ~TL_READ);
+    if (!(s->io.ready & s->io.want)) tl__unlink(&s->io.again);
   }
 }
 
@@ -2689,6 +3090,7 @@ TL_API int64_t tl_stream_recv(tl_loop *loop, tl_handle stream, void *buffer, siz
     return 0;
   }
   if (n < 0 && n != -EAGAIN) tl__stream_break(loop, s, (int)n);
+  if (s->io.by_ring) tl__come_back(loop, &s->io);
   return n;
 }
 
@@ -2774,19 +3176,67 @@ TL_API int64_t tl_stream_write(tl_loop *loop, tl_handle stream, const void *data
   return tl__write_one(loop, s, &buf);
 }
 
-TL_API int tl_stream_write_batch(tl_loop *loop, int64_t *rows, int count, const void *data) {
-  const unsigned char *at = (const unsigned char *)data;
-  int answers = 0;
-  if (count < 0) return -EINVAL;
-  size_t nbytes = 0;
+/* The stream if its next bytes can be part of a batch: once in each. */
+static tl__stream *tl__batchable(const tl_loop *loop, tl_handle stream, size_t nbytes) {
+  int error;
+  tl__stream *s = tl__open(loop, stream, TL__STREAM, &error);
+  if (!s || tl__may_write(s) < 0 || s->layer || !s->is_socket) return NULL;
+  return s->first || s->batched || !nbytes || nbytes > INT_MAX ? NULL : s;
+}
+
+static void tl__send_rows(tl_loop *loop, tl__row *rows, int count) {
   for (int i = 0; i < count; i++) {
-    nbytes += (size_t)rows[count + i];
+    tl__stream *s = rows[i].stream = tl__batchable(loop, rows[i].id, rows[i].nbytes);
+    if (s) s->batched = true;
+  }
+  loop->backend->send(loop, rows, count);
+  for (int i = 0; i < count; i++)
+    if (rows[i].stream) rows[i].stream->batched = false;
+}
+
+/* As tl_stream_write, of which the send has been tried. */
+static int64_t tl__write_sent(tl_loop *loop, const tl__row *row) {
+  tl_buf buf = {row->data, row->nbytes};
+  tl__stream *s = row->stream;
+  int sent = row->sent;
+  if (sent > 0) loop->stats.bytes_out += sent;
+  if (sent == -EAGAIN) s->io.ready = (uint8_t)(s->io.ready & ~TL_WRITE);
+  if (sent == -EAGAIN || sent == -EINTR) sent = 0;
+  if (sent >= 0 && (size_t)sent == row->nbytes) return s->flow.queued;
+  return tl__write_rest(loop, s, &buf, 1, sent);
+}
+
+/* Returns how many answers are not 0. */
+static int tl__write_rows(tl_loop *loop, tl__row *rows, int count) {
+  int answers = 0;
+  if (count > 1) tl__send_rows(loop, rows, count);
+  for (int i = 0; i < count; i++) {
+    const tl__row *row = &rows[i];
+    *row->answer = row->stream && row->sent != TL__NOT_SENT
+                       ? tl__write_sent(loop, row)
+                       : tl_stream_write(loop, row->id, row->data, row->nbytes);
+    answers += *row->answer != 0;
+  }
+  return answers;
+}
+
+TL_API int tl_stream_write_batch(tl_loop *loop, int64_t *rows, int count, const void *data) {
+  tl__row batch[TL__ROWS_MAX];
+  tl__row row = {.data = (const unsigned char *)data, .sent = TL__NOT_SENT};
+  int answers = 0, n = 0, most = tl__ring_does(loop, TL__OP_SEND) ? TL__ROWS_MAX : 1;
+  if (count < 0) return -EINVAL;
+  for (int i = 0; i < count; i++) {
+    row.nbytes += (size_t)rows[count + i];
     rows[count + i] = 0;
     if (i + 1 < count && rows[i + 1] == rows[i]) continue;
-    rows[count + i] = tl_stream_write(loop, rows[i], at, nbytes);
-    answers += rows[count + i] != 0;
-    at += nbytes;
-    nbytes = 0;
+    row.id = rows[i];
+    row.answer = &rows[count + i];
+    batch[n++] = row;
+    row.data += row.nbytes;
+    row.nbytes = 0;
+    if (n < most && i + 1 < count) continue;
+    answers += tl__write_rows(loop, batch, n);
+    n = 0;
   }
   return answers;
 }
@@ -2822,6 +3272,7 @@ static tl_handle tl__listener_new(tl_loop *loop, int fd, int flags) {
   if (!l) return error;
   l->pause.owner = &l->io.head;
   l->is_tcp = tl__is_tcp(fd);
+  l->io.by_ring = tl__ring_does(loop, TL__OP_ACCEPT);
   tl__tune(fd, IPPROTO_TCP, TCP_NODELAY); /* Linux: accepted sockets inherit it */
   int rc = tl__want(loop, &l->io, TL_READ);
   return rc < 0 ? tl__abandon(loop, &l->io, rc) : l->io.head.id;
@@ -2889,20 +3340,45 @@ static tl_handle tl__adopt_accepted(tl_loop *loop, int fd, const tl_addr *peer, 
   return id;
 }
 
+/* What the ring has accepted, for which it had no place for an address. */
+static int tl__take_accepted(tl_loop *loop, tl__listener *l, tl_addr *peer) {
+  int fd = l->fds[l->fd_next++];
+  if (l->fd_next == l->fd_count) l->fd_next = l->fd_count = 0;
+  if (fd < 0) return fd;
+  loop->stats.syscalls++;
+  if (tl__ask_name(fd, getpeername, peer) == 0) return fd;
+  close(fd); /* reset meanwhile */
+  return -ECONNABORTED;
+}
+
+/* A descriptor or -errno. */
+static int tl__accept(tl_loop *loop, tl__listener *l, tl_addr *peer) {
+  memset(peer, 0, sizeof *peer);
+  socklen_t n = sizeof peer->data;
+  if (l->fd_next < l->fd_count) return tl__take_accepted(loop, l, peer);
+  if (l->lost) {
+    l->lost = false;
+    return -ENOMEM;
+  }
+  if (l->io.asked) return -EAGAIN;
+  loop->stats.syscalls++;
+  int fd =
+      accept4(l->io.fd, (struct sockaddr *)(void *)peer->data, &n, SOCK_NONBLOCK | SOCK_CLOEXEC);
+  peer->nbytes = n;
+  return fd < 0 ? -errno : fd;
+}
+
 /* One accept. Returns false when there is nothing more in this tick. */
 static bool tl__listener_input(tl_loop *loop, tl__listener *l, tl_event *ev) {
   while (l->accepted++ < TL__ACCEPT_MAX) {
     tl_addr *peer = (tl_addr *)(void *)(loop->arena + loop->arena_used);
-    memset(peer, 0, sizeof *peer);
-    socklen_t n = sizeof peer->data;
-    loop->stats.syscalls++;
-    int fd =
-        accept4(l->io.fd, (struct sockaddr *)(void *)peer->data, &n, SOCK_NONBLOCK | SOCK_CLOEXEC);
-    int error = errno;
-    if (fd < 0 && (error == EAGAIN || error == EWOULDBLOCK)) return false;
-    if (fd < 0 && tl__accept_lost(error)) continue;
-    peer->nbytes = n;
-    tl_handle id = fd < 0 ? -error : tl__adopt_accepted(loop, fd, peer, l->is_tcp);
+    int fd = tl__accept(loop, l, peer);
+    if (fd == -EAGAIN || fd == -EWOULDBLOCK) {
+      l->io.ready = 0;
+      return false;
+    }
+    if (fd < 0 && tl__accept_lost(-fd)) continue;
+    tl_handle id = fd < 0 ? fd : tl__adopt_accepted(loop, fd, peer, l->is_tcp);
     if (id < 0) {
       tl__listener_pause(loop, l);
       l->accepted = TL__ACCEPT_MAX;
@@ -3289,9 +3765,17 @@ static bool tl__poll_input(const tl__io *io, uint32_t mask, tl_event *ev) {
 
 static void tl__stream_teardown(tl_loop *loop, tl__stream *s) {
   if (s->layer) s->layer->ops->free(loop, s);
-  tl__unlink(&s->again);
   tl__queue_clear(loop, s);
   tl__io_teardown(loop, &s->io);
+  while (s->received) tl__received_drop(loop, s);
+}
+
+static void tl__listener_teardown(tl_loop *loop, tl__listener *l) {
+  tl__heap_remove(loop, &l->pause);
+  tl__io_teardown(loop, &l->io);
+  for (; l->fd_next < l->fd_count; l->fd_next++)
+    if (l->fds[l->fd_next] >= 0) close(l->fds[l->fd_next]);
+  tl__free(loop, l->fds);
 }
 
 static void tl__teardown(tl_loop *loop, tl__head *head) {
@@ -3303,10 +3787,7 @@ static void tl__teardown(tl_loop *loop, tl__head *head) {
     case TL__SIGNAL: tl__signal_teardown(loop, (tl__signal *)head); break;
     case TL__UDP: tl__udp_teardown(loop, (tl__udp *)head); break;
     case TL__STREAM: tl__stream_teardown(loop, (tl__stream *)head); break;
-    case TL__LISTENER:
-      tl__heap_remove(loop, &((tl__listener *)head)->pause);
-      tl__io_teardown(loop, (tl__io *)head);
-      break;
+    case TL__LISTENER: tl__listener_teardown(loop, (tl__listener *)head); break;
     default: tl__io_teardown(loop, (tl__io *)head); break;
   }
 }
@@ -3419,12 +3900,12 @@ static void tl__merge_ready(tl_loop *loop, tl__ready *r, tl__io *io) {
   if (tl__is_edge(io)) {
     tl__stream *s = (tl__stream *)io;
     s->end_near |= ended;
-    s->ready |= (uint8_t)(ended ? TL_READ | TL_WRITE : r->mask);
-    r->mask = s->ready;
+    s->io.ready |= (uint8_t)(ended ? TL_READ | TL_WRITE : r->mask);
+    r->mask = s->io.ready;
   } else {
     if (ended) r->mask = io->want & (TL_READ | TL_WRITE);
     if (!(r->mask & io->want)) tl__trim(loop, io);
-    if (io->head.kind == TL__STREAM) r->mask |= ((tl__stream *)io)->ready; /* what a layer holds */
+    r->mask |= io->ready; /* what a layer or the ring holds */
   }
 }
 
@@ -3468,16 +3949,26 @@ static bool tl__next_io(tl_loop *loop, tl_event *ev, bool *full) {
   return false;
 }
 
-/* One more receive or send for each stream whose last one did not exhaust it. */
+/* May a listener accept more in this tick? */
+static bool tl__accepts_on(const tl__io *io) {
+  return io->head.kind == TL__LISTENER && io->ready & io->want &&
+         ((const tl__listener *)io)->accepted < TL__ACCEPT_MAX;
+}
+
+/* One more receive or send for each stream whose last one did not exhaust it, and what the ring has
+   accepted. */
 static bool tl__next_again(tl_loop *loop, tl_event *ev, bool *full) {
   while (tl__linked(&loop->rereads)) {
-    tl__stream *s = tl__stream_of(loop->rereads.next);
-    *full = tl__must_wait(loop, &s->io.head);
+    tl__io *io = tl__io_of(loop->rereads.next);
+    *full = tl__must_wait(loop, &io->head);
     if (*full) return false;
-    tl__unlink(&s->again);
-    tl__ready r = {s->io.head.id, 0};
-    bool done = false, made = tl__next_of(loop, &r, &s->io, ev, &done);
-    tl__come_back(loop, &s->io);
+    tl__unlink(&io->again);
+    tl__ready r = {io->head.id, 0};
+    bool done = false, made = tl__next_of(loop, &r, io, ev, &done);
+    if (made && tl__accepts_on(io))
+      tl__link_last(&loop->rereads, &io->again);
+    else
+      tl__come_back(loop, io);
     if (made) return true;
   }
   return false;
@@ -3613,9 +4104,9 @@ TL_API int64_t tl_loop_close(tl_loop *loop) {
 
 TL_API int tl_loop_after_fork(tl_loop *loop) {
   if (loop->ended) return 0;
+  loop->forked = true; /* what is shared with the parent stays as it is */
   loop->backend->close(loop);
   tl__close_wake(loop);
-  loop->forked = true;
   atomic_store(&loop->sleeping, 0);
   return tl__open_wake(loop);
 }
@@ -3675,18 +4166,19 @@ static int tl__wait(tl_loop *loop, int64_t timeout_ns) {
   loop->ready_next = loop->ready_count = 0;
   loop->stats.ticks++;
   loop->stats.syscalls++;
-  while (tl__linked(&loop->again)) {
-    tl__link *link = loop->again.next;
-    tl__unlink(link);
-    tl__link_last(&loop->rereads, link);
-  }
-  if (loop->closed || tl__linked(&loop->rereads)) timeout_ns = 0;
+  if (loop->closed || tl__linked(&loop->again)) timeout_ns = 0;
   if (timeout_ns) {
     rc = tl__block(loop, timeout_ns);
   } else {
     atomic_store_explicit(&loop->sleeping, 0, memory_order_relaxed);
     rc = loop->backend->wait(loop, 0);
     loop->now_ns = tl__clock(loop);
+  }
+  while (tl__linked(&loop->again)) {
+    tl__link *link = loop->again.next;
+    tl__unlink(link);
+    tl__link_last(&loop->rereads, link);
+    if (tl__io_of(link)->head.kind == TL__LISTENER) ((tl__listener *)tl__io_of(link))->accepted = 0;
   }
   tl__check_ready(loop);
   if (atomic_load_explicit(&loop->wake_pending, memory_order_relaxed))

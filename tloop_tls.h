@@ -1206,8 +1206,8 @@ static int tl__tls_settle(tl__tls *t) {
     t->in = t->kept;
   }
   if (!t->in_left) tl__tls_drop_kept(t);
-  if (!s->edge) s->ready = (uint8_t)(s->ready & ~TL_READ);
-  if (tl__tls_holds(t) || t->end != 1 || t->eof) s->ready |= TL_READ;
+  if (!s->edge && !s->received) s->io.ready = (uint8_t)(s->io.ready & ~TL_READ);
+  if (tl__tls_holds(t) || t->end != 1 || t->eof) s->io.ready |= TL_READ;
   tl__come_back(t->loop, &s->io);
   return 0;
 }
@@ -1309,8 +1309,8 @@ static int tl__tls_share(tl__tls *t) {
   return tl__tls_leave(t);
 }
 
-/* Before encrypting: the next record is made where it is sent from. Only one, and no other kind: what
-   mbedTLS has to say by itself is made in the shared buffer, and copied. */
+/* Before encrypting: the next record is made where it is sent from. Only one, and no other kind:
+   what mbedTLS has to say by itself is made in the shared buffer, and copied. */
 static void tl__tls_aim(tl__tls *t) {
   tl__tls_shared *shared = tl__tls_shared_of(t);
   if (!t->shares || t->ssl.MBEDTLS_PRIVATE(state) != MBEDTLS_SSL_HANDSHAKE_OVER) return;
@@ -1715,10 +1715,10 @@ static bool tl__tls_input(tl_loop *loop, tl__stream *s, tl_event *ev) {
 static void tl__tls_due(tl_loop *loop, tl__stream *s) {
   if (s->error) return;
   tl__tls_of(s)->is_due = true;
-  s->ready |= TL_READ;
+  s->io.ready |= TL_READ;
   s->io.want |= TL_READ;
-  if (tl__linked(&s->again)) tl__unlink(&s->again);
-  tl__link_last(&loop->rereads, &s->again);
+  if (tl__linked(&s->io.again)) tl__unlink(&s->io.again);
+  tl__link_last(&loop->rereads, &s->io.again);
 }
 
 static int tl__tls_begin(tl_loop *loop, tl__stream *s) {
@@ -1727,7 +1727,8 @@ static int tl__tls_begin(tl_loop *loop, tl__stream *s) {
   int rc = t->handshake_ns < 0 ? 0 : tl__heap_insert(loop, &t->deadline, until_ns);
   t->state = TL__TLS_SHAKES;
   s->internal = true;
-  s->ready |= TL_READ; /* a client has to speak first, and bytes may have been received already */
+  s->io.ready |=
+      TL_READ; /* a client has to speak first, and bytes may have been received already */
   return rc < 0 ? rc : tl__want(loop, &s->io, TL_READ);
 }
 
@@ -1970,6 +1971,7 @@ TL_API int64_t tl_tls_attach(tl_loop *loop, tl_handle stream, tl_tls *tls,
   if (s->layer || s->finishing) return s->layer ? -EALREADY : TL_EBADH;
   if (s->shut) return -EPIPE;
   int64_t code = tl__tls_seal(tls);
+  if (code == 0) code = tl__leave_ring(loop, &s->io);
   if (code < 0) return code;
   tl__tls *t = tl__tls_new(loop, s, tls);
   if (!t) return -ENOMEM;
@@ -1981,7 +1983,7 @@ TL_API int64_t tl_tls_attach(tl_loop *loop, tl_handle stream, tl_tls *tls,
     if (code == 0) return 0;
     s->layer = NULL;
     s->internal = false;
-    if (!s->edge) s->ready = 0;
+    if (!s->edge) s->io.ready = s->received ? TL_READ : 0;
   }
   tl__tls_delete(t);
   return code;

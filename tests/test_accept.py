@@ -203,11 +203,12 @@ async def main():
         accepted.append(loopkit.Recorder())
         return accepted[-1]
 
-    server = await loop.create_server(factory, "127.0.0.1", 0)
-    clients = [socket.create_connection(server.sockets[0].getsockname()) for _ in range(5)]
+    listener = socket.create_server(("127.0.0.1", 0))
+    clients = [socket.create_connection(listener.getsockname()) for _ in range(5)]
     used = len(os.listdir("/proc/self/fd")) - 1
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (used + 2, hard))  # room for two of the five
+    server = await loop.create_server(factory, sock=listener)
     await loopkit.until(lambda: reports)
     assert isinstance(reports[0]["exception"], OSError), reports
     assert "out of system resource" in reports[0]["message"], reports

@@ -44,6 +44,7 @@ enum call {
   PIDFD,
   RING_SETUP,
   RING_ENTER,
+  RING_REGISTER,
   MMAP,
   CALLS
 };
@@ -213,6 +214,7 @@ static int my_clock_gettime(clockid_t clock, struct timespec *ts) {
 static void *my_mmap(void *at, size_t n, int access, int flags, int fd, off_t offset) {
   return fails(MMAP) ? MAP_FAILED : mmap(at, n, access, flags, fd, offset);
 }
+static void (*spoil)(void); /* does something to the requests before the kernel sees them */
 static long my_syscall(long number, ...) {
   long a[6];
   va_list args;
@@ -224,8 +226,11 @@ static long my_syscall(long number, ...) {
     a[2] = (long)cut(PWAIT2, (size_t)a[2]);
   } else if (number == SYS_io_uring_setup) {
     if (fails(RING_SETUP)) return -1;
+  } else if (number == SYS_io_uring_register) {
+    if (fails(RING_REGISTER)) return -1;
   } else if (number == SYS_io_uring_enter) {
     if (fails(RING_ENTER)) return -1;
+    if (spoil) spoil();
   } else if (fails(PIDFD)) {
     return -1;
   }
@@ -647,7 +652,7 @@ TEST(failing_datagrams) {
 
 /* Nothing left */
 
-TEST(accepting_pauses_for_a_second) {
+TEST_ON(accepting_pauses_for_a_second, ON_READY) {
   const int errors[] = {EMFILE, ENFILE, ENOBUFS, ENOMEM};
   tl_loop *loop = t_loop();
   tl_addr addr;
@@ -688,7 +693,7 @@ TEST_ON(a_pause_whose_end_fails_pauses_again, ON_EPOLL | ON_URING) {
   t_end(loop);
 }
 
-TEST(constructors_that_fail_leave_nothing) {
+TEST_ON(constructors_that_fail_leave_nothing, ON_READY) {
   tl_loop *loop = t_loop();
   tl_addr addr, any = t_ip4(0);
   tl_handle listener = t_listen(loop, &addr);
@@ -719,7 +724,7 @@ TEST(constructors_that_fail_leave_nothing) {
   tl_loop_close(loop);
 }
 
-TEST(adoptions_that_fail_leave_the_descriptor) {
+TEST_ON(adoptions_that_fail_leave_the_descriptor, ON_READY) {
   tl_loop *loop = t_loop();
   int fds[2];
   t_socketpair(SOCK_STREAM, fds);
@@ -840,6 +845,142 @@ TEST_ON(a_ring_that_cannot_be_made_anew_is_reported_and_tried_again, ON_URING) {
   t_close(loop, stream);
   t_end(loop);
 }
+
+#ifdef TL__HAS_URING
+
+static tl_loop *spoiled;
+
+static void make_requests_unknown(void) {
+  const tl__uring *u = &spoiled->uring;
+  for (unsigned i = atomic_load(u->sq_head); i != atomic_load(u->sq_tail); i++)
+    if (u->sqes[i & u->sq_mask].opcode != IORING_OP_POLL_ADD) u->sqes[i & u->sq_mask].opcode = 255;
+}
+
+/* A connection, bytes in both directions, and the end. */
+static void check_round_trip(tl_loop *loop) {
+  tl_addr addr;
+  char bytes[5];
+  tl_handle listener = t_listen(loop, &addr);
+  int client = t_connect(&addr);
+  tl_handle stream = t_accept(loop, listener);
+  ASSERT_OK(tl_stream_read_start(loop, stream));
+  t_send_all(client, "hello", 5);
+  ASSERT_EQ(t_expect(loop, stream, TL_EV_DATA).result, 5);
+  tl_handle other;
+  int far;
+  t_tcp_pair(loop, &other, &far);
+  int64_t rows[4] = {stream, other, 5, 1};
+  ASSERT_EQ(tl_stream_write_batch(loop, rows, 2, "hello!"), 0);
+  t_recv_all(client, bytes, 5);
+  ASSERT_MEM(bytes, "hello", 5);
+  t_recv_all(far, bytes, 1);
+  ASSERT_EQ(bytes[0], '!');
+  close(far);
+  t_close(loop, other);
+  close(client);
+  t_expect(loop, stream, TL_EV_EOF);
+  t_close(loop, stream);
+  t_close(loop, listener);
+}
+
+TEST_ON(operations_that_the_kernel_does_not_know_are_done_without_the_ring, ON_RING) {
+  spoiled = t_loop();
+  spoil = make_requests_unknown;
+  check_round_trip(spoiled);
+  spoil = NULL;
+  t_quiet(spoiled);
+  t_end(spoiled);
+}
+
+TEST_ON(a_sandbox_may_allow_the_ring_but_not_its_blocks, ON_RING) {
+  for (int i = 0; i < 2; i++) {
+    script(i ? MMAP : RING_REGISTER, i ? 2 : 0, 1, EPERM);
+    tl_loop *loop = t_loop();
+    ASSERT_EQ(loop->uring.ops, TL__OP_ACCEPT | TL__OP_SEND);
+    check_round_trip(loop);
+    t_end(loop);
+  }
+}
+
+TEST_ON(a_batch_that_the_ring_refuses_is_sent_all_the_same, ON_RING) {
+  tl_loop *loop = t_loop();
+  tl_handle streams[2];
+  int peers[2];
+  char bytes[2];
+  for (int i = 0; i < 2; i++) t_tcp_pair(loop, &streams[i], &peers[i]);
+  script(RING_ENTER, 0, 1, EBUSY);
+  int64_t rows[4] = {streams[0], streams[1], 2, 2};
+  ASSERT_EQ(tl_stream_write_batch(loop, rows, 2, "abcd"), 0);
+  t_quiet(loop);
+  for (int i = 0; i < 2; i++) {
+    t_recv_all(peers[i], bytes, 2);
+    ASSERT_MEM(bytes, i ? "cd" : "ab", 2);
+    t_close(loop, streams[i]);
+    t_expect_eof(peers[i]); /* it came once */
+    close(peers[i]);
+  }
+  t_end(loop);
+}
+
+/* A sandbox is asked once. */
+TEST_ON(a_batch_without_a_ring_is_sent_all_the_same, ON_EPOLL) {
+  tl_loop *loop = t_loop();
+  tl_handle streams[2];
+  int peers[2], before = t_open_fds();
+  char bytes[2];
+  for (int i = 0; i < 2; i++) t_tcp_pair(loop, &streams[i], &peers[i]);
+  script(RING_SETUP, 0, 1, EPERM);
+  for (int round = 0; round < 3; round++) {
+    int64_t rows[4] = {streams[0], streams[1], 2, 2};
+    ASSERT_EQ(tl_stream_write_batch(loop, rows, 2, "abcd"), 0);
+    for (int i = 0; i < 2; i++) {
+      t_recv_all(peers[i], bytes, 2);
+      ASSERT_MEM(bytes, i ? "cd" : "ab", 2);
+    }
+  }
+  ASSERT_EQ(scripts[RING_SETUP].times, 0);
+  for (int i = 0; i < 2; i++) {
+    close(peers[i]);
+    t_close(loop, streams[i]);
+  }
+  ASSERT_EQ(t_open_fds(), before);
+  t_end(loop);
+}
+
+TEST_ON(requests_for_which_there_is_no_room_are_made_later, ON_RING) {
+  enum { N = TL__REQUESTS + 10 };
+  tl_loop *loop = t_loop();
+  tl_handle streams[N];
+  int peers[N];
+  for (int i = 0; i < N; i++) t_tcp_pair(loop, &streams[i], &peers[i]);
+  script(RING_ENTER, 0, 10, EBUSY);
+  for (int i = 0; i < N; i++) ASSERT_OK(tl_stream_read_start(loop, streams[i]));
+  script(RING_ENTER, 0, 0, 0);
+  for (int i = 0; i < N; i++) {
+    t_send_all(peers[i], "x", 1);
+    ASSERT_EQ(t_expect(loop, streams[i], TL_EV_DATA).result, 1);
+  }
+  for (int i = 0; i < N; i++) {
+    close(peers[i]);
+    t_close(loop, streams[i]);
+  }
+  t_end(loop);
+}
+
+TEST_ON(a_ring_that_cannot_be_asked_lets_go_when_it_ends, ON_RING) {
+  tl_loop *loop = t_loop();
+  tl_handle stream;
+  int peer;
+  t_tcp_pair(loop, &stream, &peer);
+  ASSERT_OK(tl_stream_read_start(loop, stream));
+  t_quiet(loop);
+  script(RING_ENTER, 0, 1, EEXIST); /* as in another thread than the ring's */
+  tl_loop_close(loop);
+  t_expect_eof(peer);
+  close(peer);
+}
+
+#endif
 
 TEST_ON(the_next_backend_is_taken_when_the_best_does_not_work, ON_ONCE) {
   script(CREATE, 0, 2, ENOSYS); /* io_uring needs an epoll set, too */

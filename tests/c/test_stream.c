@@ -506,7 +506,7 @@ TEST(an_adopted_listener) {
   t_end(loop);
 }
 
-TEST(peername_is_known_after_a_reset) {
+TEST_ON(peername_is_known_after_a_reset, ON_READY) {
   tl_loop *loop = t_loop();
   tl_addr addr, client, seen;
   socklen_t n = sizeof client.data;
@@ -659,7 +659,7 @@ TEST(writes_of_a_batch_to_one_stream_are_one) {
   tl_loop_stats(loop, &before);
   ASSERT_EQ(tl_stream_write_batch(loop, rows, 4, "abcd"), 0);
   tl_loop_stats(loop, &after);
-  ASSERT_EQ(after.syscalls - before.syscalls, 2);
+  ASSERT_LE(after.syscalls - before.syscalls, 2); /* one with io_uring */
   char got[4];
   t_recv_all(peers[0], got, 3);
   ASSERT_MEM(got, "abc", 3);

@@ -337,11 +337,8 @@ void t_register(t_case *test) {
 static const struct {
   const char *name;
   int bit;
-} backends[] = {{"epoll", ON_EPOLL},
-                {"io_uring", ON_URING},
-                {"poll", ON_POLL},
-                {"dummy", ON_DUMMY},
-                {"", ON_ONCE}};
+} backends[] = {{"epoll", ON_EPOLL}, {"io_uring", ON_URING}, {"io_uring+", ON_RING},
+                {"poll", ON_POLL},   {"dummy", ON_DUMMY},    {"", ON_ONCE}};
 
 /* Where the kernel, a sandbox or old headers refuse io_uring, its tests cannot run. */
 static bool have_uring(void) {
@@ -382,14 +379,19 @@ static void mask_child_signal(int how) {
 
 /* In the test's process. exit(), not _exit(): the leak checker runs at exit. */
 static void run_here(const t_case *test, const char *backend, FILE *out) {
+  bool ring = strcmp(backend, "io_uring+") == 0;
   setpgid(0, 0);
   mask_child_signal(SIG_UNBLOCK);
   dup2(fileno(out), 1);
   dup2(fileno(out), 2);
   if (*backend)
-    setenv("TLOOP_BACKEND", backend, 1);
+    setenv("TLOOP_BACKEND", ring ? "io_uring" : backend, 1);
   else
     unsetenv("TLOOP_BACKEND");
+  if (ring)
+    setenv("TLOOP_URING", "accept,recv,send", 1);
+  else
+    unsetenv("TLOOP_URING");
   int fds = t_open_fds();
   test->run();
   ASSERT_EQ(t_mem.blocks, 0);
@@ -442,7 +444,7 @@ static void judge(const t_case *test, const char *backend, int status, FILE *out
 }
 
 static void run_one(const t_case *test, const char *backend) {
-  if (strcmp(backend, "io_uring") == 0 && !have_uring()) {
+  if (strncmp(backend, "io_uring", 8) == 0 && !have_uring()) {
     totals.skipped++;
     return;
   }
@@ -466,7 +468,8 @@ static bool wanted(const char *name, char **names, int count) {
 }
 
 static int usage(const char *program) {
-  fprintf(stderr, "usage: %s [--list] [--backend epoll|io_uring|poll|dummy] [TEST...]\n", program);
+  fprintf(stderr, "usage: %s [--list] [--backend epoll|io_uring|io_uring+|poll|dummy] [TEST...]\n",
+          program);
   return 2;
 }
 

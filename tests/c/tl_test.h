@@ -25,7 +25,9 @@
 /* Which backends a test runs on; ON_ONCE: whatever the library picks itself. SLOW: it works hard,
    so it has six times the usual time. */
 enum { ON_EPOLL = 1, ON_POLL = 2, ON_DUMMY = 4, ON_ONCE = 8, ON_URING = 16, SLOW = 32 };
-enum { ON_REAL = ON_EPOLL | ON_POLL | ON_URING, ON_ALL = ON_REAL | ON_DUMMY };
+enum { ON_RING = 64 }; /* io_uring that accepts, receives and sends, too */
+enum { ON_READY = ON_EPOLL | ON_POLL | ON_URING }; /* by readiness */
+enum { ON_REAL = ON_READY | ON_RING, ON_ALL = ON_REAL | ON_DUMMY };
 
 enum { T_MS = 1000000, T_SECOND = 1000000000 };
 
