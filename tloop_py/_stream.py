@@ -38,8 +38,8 @@ class StreamTransport(Transport, asyncio.Transport):
     """A connected stream socket.
 
     Made from a socket object (sock), which stays its owner, or from a handle that the C core
-    accepted, with the peer's address (peer) and the kind of socket: family, type, protocol. Or from
-    a handle that another transport had until now, with whatever of these that one had.
+    accepted, with the kind of socket: family, type, protocol. Or from a handle that another
+    transport had until now, with what that one had.
     """
 
     __slots__ = (
@@ -60,7 +60,6 @@ class StreamTransport(Transport, asyncio.Transport):
         *,
         sock: socket.socket | None = None,
         handle: int = 0,
-        peer: bytes | None = None,
         kind: tuple[int, int, int] | None = None,
         extra: dict[str, Any] | None = None,
         server: Server | None = None,
@@ -77,7 +76,6 @@ class StreamTransport(Transport, asyncio.Transport):
         self._outbox: Outbox = loop._outbox
         self._pending = 0  # bytes in the outbox
         super().__init__(loop, protocol, handle, sock, extra, server, context)
-        self._peername = peer
         self._begin(waiter)
 
     def _make_socket(self) -> socket.socket:
@@ -373,7 +371,6 @@ class StreamTransport(Transport, asyncio.Transport):
         return {
             "handle": handle,
             "sock": sock,
-            "peer": self._peername,
             "kind": self._kind,
             "extra": dict(self._extra),
             "server": self._server,

@@ -50,7 +50,7 @@ class TLSTransport(StreamTransport):
 
     __slots__ = (
         "_began", "_calls_made", "_core", "_established", "_handshake_timeout", "_late_writes",
-        "_tls", "_told_eof", "_waiter",
+        "_protocol_connected", "_tls", "_told_eof", "_waiter",
     )  # fmt: skip
 
     _sendfile_compatible = constants._SendfileMode.FALLBACK
@@ -70,7 +70,7 @@ class TLSTransport(StreamTransport):
         self._tls = TLSObject(self, options.context, options.server_hostname)
         self._waiter = waiter
         self._calls_made = calls_made  # connection_made: not for a protocol that has it behind it
-        self._established = self._told_eof = False
+        self._established = self._protocol_connected = self._told_eof = False
         self._late_writes = 0
         super().__init__(loop, protocol, **stream)
         self._set_write_buffer_limits()
@@ -78,7 +78,6 @@ class TLSTransport(StreamTransport):
 
     def _begin(self, waiter: asyncio.Future[None] | None) -> None:
         """The handshake runs already: what follows is its event."""
-        self._protocol_connected = False
         self._began = self._loop.time()
         if self._loop._debug:
             _logger.debug("%r starts SSL handshake", self)

@@ -122,10 +122,11 @@ class Transport(Endpoint, FlowControl):
 
     # Libraries set attributes of their own on transports, hence __dict__; ours are slots, for an
     # object whose __dict__ is in use pays 40 ns for each method look-up (CPython 3.13).
+    _protocol_connected = True  # has connection_made been, or will it be, called?
     __slots__ = (
         "__dict__", "__weakref__", "_arena", "_c", "_closing", "_conn_lost", "_context", "_fd",
-        "_handle", "_home", "_paused", "_peername", "_protocol", "_protocol_connected", "_server",
-        "_sock", "_sockname", "_takes", "_write_barred",
+        "_handle", "_home", "_names", "_paused", "_protocol", "_server", "_sock", "_takes",
+        "_write_barred",
     )  # fmt: skip
 
     def __init__(
@@ -143,8 +144,8 @@ class Transport(Endpoint, FlowControl):
         self._handle = handle
         self._home = context
         self._sock = sock
-        self._peername: bytes | None = None  # of the C core, for get_extra_info
-        self._sockname: bytes | None = None
+        # sockname and peername, when the handle is closed and cannot be asked any more.
+        self._names: tuple[bytes | None, bytes | None] | None = None
         self._server: Server | None = None
         self._takes = 0
         self._write_barred = False  # one flag for all that write() must look into
@@ -159,7 +160,6 @@ class Transport(Endpoint, FlowControl):
         self._paused = False
         if loop._debug:
             self._source_traceback = origin(loop)
-        self._protocol_connected = False
         self.set_protocol(protocol)
         if server is not None:
             _compat.attach(server, self)
@@ -178,7 +178,6 @@ class Transport(Endpoint, FlowControl):
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         self._protocol = protocol
-        self._protocol_connected = True
 
     # -- flow control -----------------------------------------------------------------------------
 
@@ -281,10 +280,11 @@ class Transport(Endpoint, FlowControl):
 
     def _remember_names(self) -> None:
         """For who asks when the handle is closed."""
-        if "sockname" not in self._extra:
-            self._sockname = self._ask(lib.tl_sockname)
-        if "peername" not in self._extra and self._peername is None:
-            self._peername = self._ask(lib.tl_peername)
+        extra = self._extra
+        self._names = (
+            None if "sockname" in extra else self._ask(lib.tl_sockname),
+            None if "peername" in extra else self._ask(lib.tl_peername),
+        )
 
     def _abandon(self) -> None:
         super()._abandon()
@@ -328,10 +328,10 @@ class Transport(Endpoint, FlowControl):
             if self._sock is None:
                 self._sock = self._make_socket()
             return trsock.TransportSocket(self._sock)
-        if name == "sockname":
-            raw = self._sockname or self._ask(lib.tl_sockname)
+        if self._names is not None:
+            raw = self._names[name == "peername"]
         else:
-            raw = self._peername or self._ask(lib.tl_peername)
+            raw = self._ask(lib.tl_sockname if name == "sockname" else lib.tl_peername)
         return None if raw is None else _addr.parse(raw)
 
     def _ask(self, function: Callable[[Any, int, Any], int]) -> bytes | None:
