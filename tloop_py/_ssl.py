@@ -117,7 +117,7 @@ class SSLProtocol(SSLProtocolBase):
     # -- handshake --------------------------------------------------------------------------------
 
     def _do_handshake(self) -> None:
-        if self._server_side and not self._incoming.pending:
+        if self._server_side is True and not self._incoming.pending:
             return  # the client begins; asking OpenSSL would only make the exception that says so
         try:
             self._shake()
