@@ -21,9 +21,8 @@ from tloop_py._ffi import ffi, lib
 if TYPE_CHECKING:
     from tloop_py._stream import StreamTransport
 
-BATCH: Final = 32  # writes
+BATCH: Final = 64  # writes
 SMALL: Final = 16384  # bytes of one transport
-JOINED: Final = 4096  # bytes of a write, on average; more are not worth joining for one call
 
 _write = lib.tl_stream_write
 _write_batch = lib.tl_stream_write_batch
@@ -46,6 +45,8 @@ class Outbox:
         """Hand everything over; transports are told what could not be sent at once."""
         transports, parts = self.transports, self.parts
         count = len(parts)
+        if not count:
+            return
         if count == 1:
             transport, part = transports.pop(), parts.pop()
             transport._pending = 0
@@ -56,22 +57,6 @@ class Outbox:
         self.transports, self.parts = [], []
         for transport in transports:
             transport._pending = 0
-        if count > 1 and sum(map(len, parts)) <= JOINED * count:
-            self._flush_joined(transports, parts, count)
-            return
-        at = 0
-        while at < count:
-            transport, first = transports[at], at
-            while at < count and transports[at] is transport:
-                at += 1
-            part = parts[first] if at == first + 1 else b"".join(parts[first:at])
-            queued = _write(transport._c, transport._handle, part, len(part))
-            if queued:
-                transport._not_all_sent(queued)
-
-    def _flush_joined(
-        self, transports: list[StreamTransport], parts: list[bytes], count: int
-    ) -> None:
         handles = [transport._handle for transport in transports]
         _packers[count].pack_into(self._buffer, 0, *handles, *map(len, parts))
         if _write_batch(transports[0]._c, self._rows, count, b"".join(parts)):
