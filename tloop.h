@@ -644,6 +644,14 @@ TL_API int64_t tl_udp_send(tl_loop *loop, tl_handle udp, const void *data, size_
    Thread: loop. */
 TL_API int tl_udp_send_batch(tl_loop *loop, tl_handle udp, const tl_datagram *items, int count);
 
+/* The same for bindings where a call is dear, and without an end at the first failure: rows holds
+   count lengths, then count addresses of a tl_addr as numbers, 0 for the connected peer; data holds
+   the bytes of all, one behind the other. Each length is replaced by 0, or by the error for which
+   that datagram was not sent.
+   Returns: how many were not sent, -EINVAL for count < 0. Thread: loop. */
+TL_API int tl_udp_send_rows(tl_loop *loop, tl_handle udp, int64_t *rows, int count,
+                            const void *data);
+
 /* @api end */
 
 /* @api begin dummy */
@@ -3652,6 +3660,30 @@ TL_API int tl_udp_send_batch(tl_loop *loop, tl_handle udp, const tl_datagram *it
     if (rc < 0) return done ? done : (int)rc;
   }
   return done;
+}
+
+TL_API int tl_udp_send_rows(tl_loop *loop, tl_handle udp, int64_t *rows, int count,
+                            const void *data) {
+  const unsigned char *at = (const unsigned char *)data;
+  int failures = 0, done = 0;
+  if (count < 0) return -EINVAL;
+  while (done < count) {
+    tl_datagram items[TL__DGRAM_MAX];
+    const unsigned char *next = at;
+    int n = 0;
+    for (; n < TL__DGRAM_MAX && done + n < count; n++) {
+      size_t nbytes = (size_t)rows[done + n];
+      items[n] = (tl_datagram){next, nbytes, (const tl_addr *)(uintptr_t)rows[count + done + n]};
+      next += nbytes;
+    }
+    int sent = tl_udp_send_batch(loop, udp, items, n);
+    failures += sent < 0;
+    for (int i = 0; i < (sent < 0 ? 1 : sent); i++) {
+      at += items[i].nbytes;
+      rows[done++] = sent < 0 ? sent : 0;
+    }
+  }
+  return failures;
 }
 
 // >>child

@@ -68,6 +68,7 @@ async def test_what_was_written_before_the_end_arrives(loop: Loop, end: str) -> 
 @pytest.mark.loops("tloop")
 @pytest.mark.parametrize("size", [100, 10_000])
 async def test_writes_of_one_transport_in_a_row_are_one_system_call(loop: Loop, size: int) -> None:
+    loop.set_debug(False)  # else each is sent at once
     async with connected() as (transport, _, far), connected() as (other, _, _):
         await turns(3)
         for target in (transport, other):

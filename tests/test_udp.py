@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from conftest import AsyncioLog
 from datagramkit import Datagrams, EchoDatagrams, address_of, endpoint
-from loopkit import Loop, end_of, is_tloop, turns, until, warnings_seen
+from loopkit import Loop, end_of, is_tloop, stats, turns, until, warnings_seen
 
 pytestmark = pytest.mark.usefixtures("loop")
 
@@ -143,6 +143,29 @@ async def test_thousands_of_datagrams_arrive_in_order(loop: Loop) -> None:
                 client.sendto(b"%d" % number, address_of(server))
             await protocol.received(start + window)
         assert [int(data) for data, _ in protocol.got] == list(range(total))
+
+
+async def test_a_datagram_that_fails_does_not_hold_up_the_others(loop: Loop) -> None:
+    async with endpoint() as (server, received), endpoint(family=socket.AF_INET) as (client, own):
+        for number in range(100):
+            client.sendto(b"%d" % number, address_of(server))
+            if number % 40 == 39:
+                client.sendto(b"x", ("255.255.255.255", 9))  # broadcasting is not allowed
+        assert [int(data) for data in await received.received(100)] == list(range(100))
+        assert [type(error) for error in own.errors] == [PermissionError] * 2
+
+
+@pytest.mark.loops("tloop")
+async def test_datagrams_of_one_tick_are_one_system_call(loop: Loop) -> None:
+    loop.set_debug(False)  # else each is sent at once
+    async with endpoint() as (server, received), endpoint() as (client, _):
+        await turns(2)
+        before = stats(loop)["syscalls"]
+        for _ in range(60):
+            client.sendto(b"x" * 100, address_of(server))
+        assert client.get_write_buffer_size() == 0  # asking sends
+        assert stats(loop)["syscalls"] == before + 1
+        await received.received(60)
 
 
 async def test_a_refused_datagram_is_reported(loop: Loop) -> None:

@@ -50,8 +50,8 @@ def _parse_unix(path: bytes) -> str | bytes:
 
 
 @lru_cache(maxsize=4096)
-def pack(family: int, address: Any) -> Any:
-    """A `tl_addr *` for an address that needs no resolving.
+def pack(family: int, address: Any) -> tuple[Any, int]:
+    """A `tl_addr *`, and where that is, for an address that needs no resolving.
 
     The result is shared and must not be changed. Raises an exception of any kind for what only the
     socket module can judge: host names, nonsense.
@@ -61,11 +61,15 @@ def pack(family: int, address: Any) -> Any:
         path = os.fsencode(address) if isinstance(address, str) else address
         if lib.tl_addr_unix(result, path, len(path)) < 0:
             raise ValueError("no path of a Unix socket")
-        return result
+        return result, _place_of(result)
     data = struct.pack("=H", family) + _packers[family](*address)
     raw = struct.pack("=I4x", len(data)) + data
     ffi.buffer(result)[:] = raw.ljust(ADDR_BYTES, b"\0")
-    return result
+    return result, _place_of(result)
+
+
+def _place_of(result: Any) -> int:
+    return int(ffi.cast("intptr_t", result))
 
 
 def _pack4(host: str, port: int) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 from typing import Any
 
 from tloop_py import _addr
@@ -13,13 +14,21 @@ from tloop_py._transport import Transport, adopt
 
 _send = lib.tl_udp_send
 _pack = _addr.pack
-_NULL = ffi.NULL
+_CONNECTED = ffi.NULL, 0
+# Datagrams of one tick that leave by one system call, and their bytes at most: half of the default
+# high-water mark.
+_BATCH = 64
+_BATCH_BYTES = 32768
+_packers = [struct.Struct(f"={2 * count}q") for count in range(_BATCH + 1)]
 
 
 class DatagramTransport(Transport, asyncio.DatagramTransport):
     """A datagram socket; address: the only peer that datagrams may be sent to."""
 
-    __slots__ = ("_address", "_connected", "_family", "_held", "_name_bytes")
+    __slots__ = (
+        "_address", "_batch", "_batch_bytes", "_connected", "_family", "_held", "_name_bytes",
+        "_rows", "_rows_bytes",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -32,6 +41,10 @@ class DatagramTransport(Transport, asyncio.DatagramTransport):
     ) -> None:
         handle = adopt(loop, lib.tl_udp_open(loop._c, sock.fileno(), KEEP_FD), sock)
         self._address = address
+        self._batch: list[tuple[bytes, tuple[Any, int]]] = []  # not handed to the kernel yet
+        self._batch_bytes = 0
+        self._rows: Any = ffi.new("int64_t[]", 2 * _BATCH)
+        self._rows_bytes: Any = ffi.buffer(self._rows)
         super().__init__(loop, protocol, handle, sock, extra, None)
         self._family = sock.family
         self._name_bytes = _addr.NAME_BYTES.get(sock.family, ADDR_BYTES)
@@ -120,13 +133,53 @@ class DatagramTransport(Transport, asyncio.DatagramTransport):
         if not self._handle:
             return
         try:
-            target = _NULL if self._connected else _pack(self._family, addr)
+            target = _CONNECTED if self._connected else _pack(self._family, addr)
         except Exception:  # a host name, or nonsense
             self._send_by_socket(data, addr)
             return
-        queued = _send(self._c, self._handle, data, len(data), target)
+        outbox = self._loop._outbox
+        if outbox.is_open and not self._write_barred:
+            size = self._batch_bytes + len(data)
+            if size <= _BATCH_BYTES:
+                if not self._batch:
+                    outbox.senders.append(self)
+                self._batch_bytes = size
+                self._batch.append((data, target))
+                if len(self._batch) == _BATCH:
+                    self._send_batch()
+                return
+        self._send_now(data, target)
+
+    def _send_now(self, data: bytes, target: tuple[Any, int]) -> None:
+        self._send_batch()
+        self._send_one(data, target)
+
+    def _send_one(self, data: bytes, target: tuple[Any, int]) -> None:
+        queued = _send(self._c, self._handle, data, len(data), target[0])
         if queued:
             self._sent(queued)
+
+    def _send_batch(self) -> None:
+        """Hand what was sent in this tick to the kernel."""
+        batch, self._batch, self._batch_bytes = self._batch, [], 0
+        count = len(batch)
+        if count == 1:
+            self._send_one(*batch[0])
+        elif count:
+            self._send_rows(batch, count)
+
+    def _send_rows(self, batch: list[tuple[bytes, tuple[Any, int]]], count: int) -> None:
+        parts, targets = zip(*batch, strict=True)
+        places = [place for _, place in targets]
+        _packers[count].pack_into(self._rows_bytes, 0, *map(len, parts), *places)
+        data = b"".join(parts)
+        failures = lib.tl_udp_send_rows(self._c, self._handle, self._rows, count, data)
+        errors = [code for code in ffi.unpack(self._rows, count) if code] if failures else ()
+        queued = super().get_write_buffer_size()
+        if queued:
+            self._sent(queued)
+        for code in errors:
+            self._sent(code)
 
     def _send_by_socket(self, data: bytes, addr: Any) -> None:
         """The socket module resolves the address, which blocks, or tells what is wrong with it."""
@@ -142,7 +195,7 @@ class DatagramTransport(Transport, asyncio.DatagramTransport):
         except BaseException as exc:
             self._fatal_error(exc, "Fatal write error on datagram transport")
         else:
-            self._sent(_send(self._c, self._handle, data, len(data), target))
+            self._send_now(data, target)
 
     def _sent_at_once(self, data: bytes, addr: Any) -> bool:
         assert self._sock is not None
@@ -152,12 +205,40 @@ class DatagramTransport(Transport, asyncio.DatagramTransport):
             return False
         return True
 
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        if name == "socket":  # which the first datagram binds
+            self._send_batch()
+        return super().get_extra_info(name, default)
+
+    def _unbar(self) -> None:
+        """May sendto() collect? The queue is empty."""
+        low = self._high_water < _BATCH_BYTES
+        self._write_barred = bool(self._conn_lost or low or self.get_write_buffer_size())
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        super().set_write_buffer_limits(high, low)
+        self._unbar()
+
+    def get_write_buffer_size(self) -> int:
+        if self._batch:
+            self._send_batch()
+        return super().get_write_buffer_size()
+
+    def _force_close(self, exc: BaseException | None) -> None:
+        self._send_batch()
+        super()._force_close(exc)
+
+    def _emptied(self) -> None:
+        self._unbar()
+        super()._emptied()
+
     def _resolve(self, host: str, *rest: int) -> tuple[Any, ...]:
         info = socket.getaddrinfo(host, None, self._family, socket.SOCK_DGRAM)
         return (info[0][4][0], *rest)
 
     def _sent(self, queued: int) -> None:
         if queued > 0:
+            self._write_barred = True
             self._maybe_pause_protocol()
         elif queued < 0:
             if self._loop.is_closed():

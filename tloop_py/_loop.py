@@ -362,7 +362,7 @@ class Loop(
                         break
                     continue
                 skipped = 0
-                if outbox.parts:
+                if outbox.parts or outbox.senders:
                     outbox.flush()
                 outbox.is_open = not self._debug
                 timeout = self._timeout_ns() if timers else 0 if ready or self._stopping else -1

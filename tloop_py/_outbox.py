@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tloop_py._ffi import ffi, lib
 
 if TYPE_CHECKING:
+    from tloop_py._datagram import DatagramTransport
     from tloop_py._stream import StreamTransport
 
 BATCH: Final = 64  # writes
@@ -32,17 +33,20 @@ _packers = [struct.Struct(f"={2 * count}q") for count in range(BATCH + 1)]
 class Outbox:
     """The writes of one loop that are not handed over yet."""
 
-    __slots__ = ("_buffer", "_rows", "is_open", "parts", "transports")
+    __slots__ = ("_buffer", "_rows", "is_open", "parts", "senders", "transports")
 
     def __init__(self) -> None:
         self.is_open = False
         self.transports: list[StreamTransport] = []
         self.parts: list[bytes] = []
+        self.senders: list[DatagramTransport] = []  # which have a batch of their own
         self._rows: Any = ffi.new("int64_t[]", 2 * BATCH)
         self._buffer = memoryview(ffi.buffer(self._rows)).cast("B")
 
     def flush(self) -> None:
         """Hand everything over; transports are told what could not be sent at once."""
+        while self.senders:
+            self.senders.pop()._send_batch()
         transports, parts = self.transports, self.parts
         count = len(parts)
         if not count:
@@ -67,6 +71,9 @@ class Outbox:
 
     def clear(self) -> None:
         """Forget everything, in a forked child: the parent sends it."""
+        for sender in self.senders:
+            sender._batch, sender._batch_bytes = [], 0
+        self.senders = []
         for transport in self.transports:
             transport._pending = 0
         self.transports, self.parts = [], []

@@ -345,6 +345,36 @@ TEST(send_batch) {
   t_end(loop);
 }
 
+TEST(rows_with_a_bad_one) {
+  enum { N = 70 };
+  static char bytes[70000 + N];
+  static int64_t rows[2 * N];
+  tl_loop *loop = t_loop();
+  tl_addr here = t_ip4(0), there = t_ip4(0);
+  tl_handle udp = bind_reading(loop, &here);
+  int peer = plain(&there);
+  for (int i = 0; i < N; i++) {
+    rows[i] = i == 66 ? 70000 : i % 2;
+    rows[N + i] = i == 3 ? 0 : (int64_t)(intptr_t)&there;
+    bytes[i < 66 ? (i + 1) / 2 : 70000 + i / 2] = (char)i;
+  }
+  ASSERT_EQ(tl_udp_send_rows(loop, udp, rows, N, bytes), 2);
+  for (int i = 0; i < N; i++) ASSERT_EQ(rows[i], i == 3 ? -EDESTADDRREQ : i == 66 ? -EMSGSIZE : 0);
+  for (int i = 0; i < N; i++) {
+    if (i == 3 || i == 66) continue;
+    ASSERT_EQ(ASSERT_SYS(recv(peer, bytes, 8, 0)), i % 2);
+  }
+  ASSERT_EQ(recv(peer, bytes, 8, MSG_DONTWAIT), -1);
+  ASSERT_EQ(tl_udp_send_rows(loop, udp, rows, -1, bytes), -EINVAL);
+  ASSERT_EQ(tl_udp_send_rows(loop, udp, rows, 0, bytes), 0);
+  rows[0] = rows[1] = 0;
+  t_close(loop, udp);
+  ASSERT_EQ(tl_udp_send_rows(loop, udp, rows, 1, bytes), 1);
+  ASSERT_EQ(rows[0], TL_EBADH);
+  close(peer);
+  t_end(loop);
+}
+
 TEST(a_batch_with_a_bad_one) {
   static char big[70000];
   tl_loop *loop = t_loop();
