@@ -155,6 +155,38 @@ async def test_a_datagram_that_fails_does_not_hold_up_the_others(loop: Loop) -> 
         assert [type(error) for error in own.errors] == [PermissionError] * 2
 
 
+async def test_an_exception_of_error_received_does_not_end_the_loop(loop: Loop) -> None:
+    class Raising(Datagrams):
+        def error_received(self, exc: Exception) -> None:
+            super().error_received(exc)
+            raise RuntimeError("from error_received")
+
+    reports: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda _, context: reports.append(context))
+    async with endpoint(Raising(), family=socket.AF_INET) as (client, protocol):
+        loop.call_soon(client.sendto, b"x", ("255.255.255.255", 9))
+        await until(lambda: protocol.errors)
+        assert str(reports[0]["exception"]) == "from error_received"
+        assert not client.is_closing()
+
+
+@pytest.mark.loops("tloop")
+async def test_sending_again_when_it_has_failed_leaves_turns_to_others(loop: Loop) -> None:
+    loop.set_debug(False)  # else each is sent at once, and error_received is called within sendto
+
+    class Stubborn(Datagrams):
+        def error_received(self, exc: Exception) -> None:
+            super().error_received(exc)
+            if len(self.errors) < 50:
+                self.transport.sendto(b"x", ("255.255.255.255", 9))
+
+    async with endpoint(Stubborn(), family=socket.AF_INET) as (client, protocol):
+        client.sendto(b"x", ("255.255.255.255", 9))
+        await turns(5)
+        assert len(protocol.errors) < 10
+        await until(lambda: len(protocol.errors) == 50)
+
+
 @pytest.mark.loops("tloop")
 async def test_datagrams_of_one_tick_are_one_system_call(loop: Loop) -> None:
     loop.set_debug(False)  # else each is sent at once

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import struct
 from typing import Any
 
 from tloop_py import _addr
 from tloop_py._base import BaseLoop, base_events, selector_events
 from tloop_py._ffi import ADDR_BYTES, DATAGRAM, DRAIN, ERROR, KEEP_FD, WRITE, ffi, lib, oserror
+from tloop_py._outbox import BATCH, PACKERS
 from tloop_py._transport import Transport, adopt
 
 _send = lib.tl_udp_send
 _pack = _addr.pack
 _CONNECTED = ffi.NULL, 0
-# Datagrams of one tick that leave by one system call, and their bytes at most: half of the default
-# high-water mark.
-_BATCH = 64
+# The bytes of datagrams that leave by one system call: half of the default high-water mark.
 _BATCH_BYTES = 32768
-_packers = [struct.Struct(f"={2 * count}q") for count in range(_BATCH + 1)]
 
 
 class DatagramTransport(Transport, asyncio.DatagramTransport):
@@ -27,7 +24,6 @@ class DatagramTransport(Transport, asyncio.DatagramTransport):
 
     __slots__ = (
         "_address", "_batch", "_batch_bytes", "_connected", "_family", "_held", "_name_bytes",
-        "_rows", "_rows_bytes",
     )  # fmt: skip
 
     def __init__(
@@ -43,8 +39,6 @@ class DatagramTransport(Transport, asyncio.DatagramTransport):
         self._address = address
         self._batch: list[tuple[bytes, tuple[Any, int]]] = []  # not handed to the kernel yet
         self._batch_bytes = 0
-        self._rows: Any = ffi.new("int64_t[]", 2 * _BATCH)
-        self._rows_bytes: Any = ffi.buffer(self._rows)
         super().__init__(loop, protocol, handle, sock, extra, None)
         self._family = sock.family
         self._name_bytes = _addr.NAME_BYTES.get(sock.family, ADDR_BYTES)
@@ -145,7 +139,7 @@ class DatagramTransport(Transport, asyncio.DatagramTransport):
                     outbox.senders.append(self)
                 self._batch_bytes = size
                 self._batch.append((data, target))
-                if len(self._batch) == _BATCH:
+                if len(self._batch) == BATCH:
                     self._send_batch()
                 return
         self._send_now(data, target)
@@ -159,6 +153,15 @@ class DatagramTransport(Transport, asyncio.DatagramTransport):
         if queued:
             self._sent(queued)
 
+    def finish_batch(self) -> None:
+        """At the end of a tick, when nobody is there who could get an exception of the protocol."""
+        try:
+            self._send_batch()
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            self._event_failed(exc)
+
     def _send_batch(self) -> None:
         """Hand what was sent in this tick to the kernel."""
         batch, self._batch, self._batch_bytes = self._batch, [], 0
@@ -171,10 +174,11 @@ class DatagramTransport(Transport, asyncio.DatagramTransport):
     def _send_rows(self, batch: list[tuple[bytes, tuple[Any, int]]], count: int) -> None:
         parts, targets = zip(*batch, strict=True)
         places = [place for _, place in targets]
-        _packers[count].pack_into(self._rows_bytes, 0, *map(len, parts), *places)
+        box = self._loop._outbox
+        PACKERS[count].pack_into(box.buffer, 0, *map(len, parts), *places)
         data = b"".join(parts)
-        failures = lib.tl_udp_send_rows(self._c, self._handle, self._rows, count, data)
-        errors = [code for code in ffi.unpack(self._rows, count) if code] if failures else ()
+        failures = lib.tl_udp_send_rows(self._c, self._handle, box.rows, count, data)
+        errors = [code for code in ffi.unpack(box.rows, count) if code] if failures else ()
         queued = super().get_write_buffer_size()
         if queued:
             self._sent(queued)

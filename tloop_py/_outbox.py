@@ -27,26 +27,27 @@ SMALL: Final = 16384  # bytes of one transport
 
 _write = lib.tl_stream_write
 _write_batch = lib.tl_stream_write_batch
-_packers = [struct.Struct(f"={2 * count}q") for count in range(BATCH + 1)]
+PACKERS: Final = [struct.Struct(f"={2 * count}q") for count in range(BATCH + 1)]
 
 
 class Outbox:
     """The writes of one loop that are not handed over yet."""
 
-    __slots__ = ("_buffer", "_rows", "is_open", "parts", "senders", "transports")
+    __slots__ = ("buffer", "is_open", "parts", "rows", "senders", "transports")
 
     def __init__(self) -> None:
         self.is_open = False
         self.transports: list[StreamTransport] = []
         self.parts: list[bytes] = []
         self.senders: list[DatagramTransport] = []  # which have a batch of their own
-        self._rows: Any = ffi.new("int64_t[]", 2 * BATCH)
-        self._buffer = memoryview(ffi.buffer(self._rows)).cast("B")
+        self.rows: Any = ffi.new("int64_t[]", 2 * BATCH)
+        self.buffer: Any = ffi.buffer(self.rows)
 
     def flush(self) -> None:
         """Hand everything over; transports are told what could not be sent at once."""
-        while self.senders:
-            self.senders.pop()._send_batch()
+        senders, self.senders = self.senders, []
+        for sender in senders:
+            sender.finish_batch()
         transports, parts = self.transports, self.parts
         count = len(parts)
         if not count:
@@ -62,9 +63,9 @@ class Outbox:
         for transport in transports:
             transport._pending = 0
         handles = [transport._handle for transport in transports]
-        _packers[count].pack_into(self._buffer, 0, *handles, *map(len, parts))
-        if _write_batch(transports[0]._c, self._rows, count, b"".join(parts)):
-            answers = self._buffer.cast("q")[count : 2 * count].tolist()
+        PACKERS[count].pack_into(self.buffer, 0, *handles, *map(len, parts))
+        if _write_batch(transports[0]._c, self.rows, count, b"".join(parts)):
+            answers = ffi.unpack(self.rows, 2 * count)[count:]
             for transport, queued in zip(transports, answers, strict=True):
                 if queued:
                     transport._not_all_sent(queued)
