@@ -449,8 +449,9 @@ def slug(title: str) -> str:
 
 INTRODUCTION = """# Benchmarks
 
-Written by `bench/report.py` from what `bench/run.py` and `bench/micro.py` measured (all of it by
-`make bench-matrix`); [bench/README.md](../bench/README.md) tells how. Costs are CPU time of the
+Written by `bench/report.py` from what `bench/run.py` and `bench/micro.py` measured (`make
+bench-matrix` measures all rows and loops; each section tells which it has);
+[bench/README.md](../bench/README.md) tells how. Costs are CPU time of the
 server's process, user and kernel together; in parentheses the ratio to uvloop (on PyPy, which has
 none, to asyncio) of the same round (median of the rounds), below 1 is cheaper. Bold is the cheapest
 loop of a column. `+primed` had glibc's allocator primed first, which tloop does by itself;
