@@ -1727,8 +1727,8 @@ static int tl__tls_begin(tl_loop *loop, tl__stream *s) {
   int rc = t->handshake_ns < 0 ? 0 : tl__heap_insert(loop, &t->deadline, until_ns);
   t->state = TL__TLS_SHAKES;
   s->internal = true;
-  s->io.ready |=
-      TL_READ; /* a client has to speak first, and bytes may have been received already */
+  /* A client has to speak first, and bytes may have been received already. */
+  s->io.ready |= TL_READ;
   return rc < 0 ? rc : tl__want(loop, &s->io, TL_READ);
 }
 

@@ -153,6 +153,11 @@ class DatagramTransport(Transport, asyncio.DatagramTransport):
         if queued:
             self._sent(queued)
 
+    def drop_batch(self) -> list[tuple[bytes, tuple[Any, int]]]:
+        """What was not handed over, and is the caller's now."""
+        batch, self._batch, self._batch_bytes = self._batch, [], 0
+        return batch
+
     def finish_batch(self) -> None:
         """At the end of a tick, when nobody is there who could get an exception of the protocol."""
         try:
@@ -164,7 +169,7 @@ class DatagramTransport(Transport, asyncio.DatagramTransport):
 
     def _send_batch(self) -> None:
         """Hand what was sent in this tick to the kernel."""
-        batch, self._batch, self._batch_bytes = self._batch, [], 0
+        batch = self.drop_batch()
         count = len(batch)
         if count == 1:
             self._send_one(*batch[0])

@@ -73,7 +73,7 @@ class Outbox:
     def clear(self) -> None:
         """Forget everything, in a forked child: the parent sends it."""
         for sender in self.senders:
-            sender._batch, sender._batch_bytes = [], 0
+            sender.drop_batch()
         self.senders = []
         for transport in self.transports:
             transport._pending = 0

@@ -120,9 +120,10 @@ class Transport(Endpoint, FlowControl):
     connection_lost is scheduled; both as in asyncio, whose order of calls this keeps.
     """
 
+    _protocol_connected = True  # has connection_made been, or will it be, called?
+
     # Libraries set attributes of their own on transports, hence __dict__; ours are slots, for an
     # object whose __dict__ is in use pays 40 ns for each method look-up (CPython 3.13).
-    _protocol_connected = True  # has connection_made been, or will it be, called?
     __slots__ = (
         "__dict__", "__weakref__", "_arena", "_c", "_closing", "_conn_lost", "_context", "_fd",
         "_handle", "_home", "_names", "_paused", "_protocol", "_server", "_sock", "_takes",
