@@ -90,11 +90,19 @@ def soak(
                     runner.run(run.main())
             except Exception as exc:
                 field.failure("the soak itself", exc)
-        settle_memory()
-        for complaint in Census.take().complaints(before):
+        for complaint in _left_behind(before):
             field.problem(complaint)
     run.judge_memory()
     return field, run.measured
+
+
+def _left_behind(before: Census) -> list[str]:
+    """Of the whole soak. The kernel may list a thread for a moment after Python has joined it."""
+    limit = time.monotonic() + SETTLE_LIMIT
+    settle_memory()
+    while (left := Census.take().complaints(before)) and time.monotonic() < limit:
+        time.sleep(0.01)
+    return left
 
 
 class _Run:
