@@ -22,6 +22,7 @@ _BATCH_BYTES = 32768
 class DatagramTransport(Transport, asyncio.DatagramTransport):
     """A datagram socket; address: the only peer that datagrams may be sent to."""
 
+    _batch_limit = _BATCH_BYTES
     __slots__ = (
         "_address", "_batch", "_batch_bytes", "_connected", "_family", "_held", "_name_bytes",
     )  # fmt: skip
@@ -140,12 +141,12 @@ class DatagramTransport(Transport, asyncio.DatagramTransport):
                 self._batch_bytes = size
                 self._batch.append((data, target))
                 if len(self._batch) == BATCH:
-                    self._send_batch()
+                    self._flush()
                 return
         self._send_now(data, target)
 
     def _send_now(self, data: bytes, target: tuple[Any, int]) -> None:
-        self._send_batch()
+        self._flush()
         self._send_one(data, target)
 
     def _send_one(self, data: bytes, target: tuple[Any, int]) -> None:
@@ -161,13 +162,13 @@ class DatagramTransport(Transport, asyncio.DatagramTransport):
     def finish_batch(self) -> None:
         """At the end of a tick, when nobody is there who could get an exception of the protocol."""
         try:
-            self._send_batch()
+            self._flush()
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as exc:
             self._event_failed(exc)
 
-    def _send_batch(self) -> None:
+    def _flush(self) -> None:
         """Hand what was sent in this tick to the kernel."""
         batch = self.drop_batch()
         count = len(batch)
@@ -184,7 +185,7 @@ class DatagramTransport(Transport, asyncio.DatagramTransport):
         data = b"".join(parts)
         failures = lib.tl_udp_send_rows(self._c, self._handle, box.rows, count, data)
         errors = [code for code in ffi.unpack(box.rows, count) if code] if failures else ()
-        queued = super().get_write_buffer_size()
+        queued = self.get_write_buffer_size()
         if queued:
             self._sent(queued)
         for code in errors:
@@ -216,30 +217,8 @@ class DatagramTransport(Transport, asyncio.DatagramTransport):
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         if name == "socket":  # which the first datagram binds
-            self._send_batch()
+            self._flush()
         return super().get_extra_info(name, default)
-
-    def _unbar(self) -> None:
-        """May sendto() collect? The queue is empty."""
-        low = self._high_water < _BATCH_BYTES
-        self._write_barred = bool(self._conn_lost or low or self.get_write_buffer_size())
-
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        super().set_write_buffer_limits(high, low)
-        self._unbar()
-
-    def get_write_buffer_size(self) -> int:
-        if self._batch:
-            self._send_batch()
-        return super().get_write_buffer_size()
-
-    def _force_close(self, exc: BaseException | None) -> None:
-        self._send_batch()
-        super()._force_close(exc)
-
-    def _emptied(self) -> None:
-        self._unbar()
-        super()._emptied()
 
     def _resolve(self, host: str, *rest: int) -> tuple[Any, ...]:
         info = socket.getaddrinfo(host, None, self._family, socket.SOCK_DGRAM)

@@ -45,6 +45,7 @@ KEEP_FD: Final[int] = lib.TL_KEEP_FD
 HAS_TLS: Final = hasattr(lib, "tl_tls_create")  # was mbedTLS there when the module was built?
 _TLS_ERRORS: Final[int] = lib.TL_ETLS
 CAP_EDGE: Final[int] = lib.TL_CAP_EDGE
+CAP_RECEIVED: Final[int] = lib.TL_CAP_RECEIVED
 CAP_VIRTUAL: Final[int] = lib.TL_CAP_VIRTUAL
 ADDR_BYTES: Final[int] = lib.TL_ADDR_BYTES
 

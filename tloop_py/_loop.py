@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import struct
+import sys
 import threading
 import weakref
 from asyncio import events, format_helpers
@@ -28,6 +29,7 @@ from tloop_py._debug import NOTHING, DebugMixin
 from tloop_py._ffi import (
     ACCEPT,
     ADDR_BYTES,
+    CAP_RECEIVED,
     CAP_VIRTUAL,
     DATA,
     POLL,
@@ -43,6 +45,7 @@ from tloop_py._handles import Handle, TimerHandle
 from tloop_py._message import MessageMixin
 from tloop_py._outbox import Outbox
 from tloop_py._pipe import PipeMixin
+from tloop_py._receiver import COPIES
 from tloop_py._sendfile import SendfileMixin
 from tloop_py._server import ServerMixin
 from tloop_py._signals import SignalMixin
@@ -57,7 +60,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("asyncio")
 
 _CAPACITY = 1024  # events per tick; more wait for the next one
-_MAX_TIMEOUT = 24 * 3600  # seconds; asyncio's limit for one wait
+_MAX_TIMEOUT = 24 * 3600.0  # seconds; asyncio's limit for one wait
 # As asyncio: rebuild the timer heap when more than half of more than 100 timers are cancelled.
 _MIN_TIMERS = 100
 # So many timers, and 1/32 of all, are due at once: sorting costs less than taking the others one by
@@ -98,6 +101,7 @@ class Loop(
         # Held while another thread is inside the C loop. Reentrant: signal handlers wake the loop.
         self._wake_lock = threading.RLock()
         self._woken = False
+        self._outbox = Outbox()
         super().__init__()
         self._events: Any = ffi.new("tl_event[]", _CAPACITY)
         self._rows: Any = ffi.buffer(self._events)  # a memoryview of it is slow on PyPy
@@ -107,7 +111,6 @@ class Loop(
         self._name_bytes: Any = ffi.buffer(self._name)
         # handle -> who receives its events; what is missing here gets none.
         self._handlers: dict[int, EventReceiver] = {}
-        self._outbox = Outbox()
         # fd -> transport, to protect transports' descriptors from add_reader and sock_*.
         self._transports: dict[int, Any] = {}
         self._timers: list[tuple[float, int, Any]] = []
@@ -115,7 +118,10 @@ class Loop(
         # What an interrupted tick (Ctrl-C, SystemExit) has left; see _recover.
         self._interrupted = False
         self._rest: Iterator[Any] | None = None  # of rows
-        if lib.tl_loop_caps(self._c) & CAP_VIRTUAL:
+        caps = lib.tl_loop_caps(self._c)
+        # PyPy's os.read() copies: 100 KiB cost half as much again as through the arena.
+        self._may_receive = bool(caps & CAP_RECEIVED) and sys.implementation.name == "cpython"
+        if caps & CAP_VIRTUAL:
             self.time = self._virtual_time
         _register_for_fork(self)
         _logger.debug("Using tloop backend: %s", self.backend)
@@ -244,6 +250,9 @@ class Loop(
     def set_debug(self, enabled: bool) -> None:
         super().set_debug(enabled)
         self._choose_append_step()
+        if self._debug:
+            self._outbox.flush()
+        self._outbox.is_open = self.is_running() and not self._debug
 
     def call_at(  # type: ignore[override]
         self,
@@ -302,13 +311,14 @@ class Loop(
         if not self._timers:
             return -1
         seconds = self._timers[0][0] - self.time()
-        if not seconds > 0:  # due, or not a number: that timer fires at once, as on asyncio
+        if not seconds > 0.0:  # due, or not a number: that timer fires at once, as on asyncio
             return 0
-        return int(min(seconds, _MAX_TIMEOUT) * 1e9) + 1
+        if seconds > _MAX_TIMEOUT:
+            seconds = _MAX_TIMEOUT
+        return int(seconds * 1e9) + 1
 
-    def _move_due_timers(self) -> None:
+    def _move_due_timers(self, now: float) -> None:
         timers = self._timers
-        now = self.time()
         end = now + self._clock_resolution
         if end == now:  # a patched clock that shows large numbers
             end = nextafter(now, inf)
@@ -341,12 +351,14 @@ class Loop(
 
     def _run_once(self) -> None:
         """Tick until stop() is called. The inherited run_forever would come back here each time."""
-        ready, timers, rows = self._ready, self._timers, self._rows
+        ready, timers, resolution = self._ready, self._timers, self._clock_resolution
+        rows = self._rows
         poll, c, table = lib.tl_loop_poll, self._c, self._events
-        rows_of, size, outbox = _ROW.iter_unpack, _ROW.size, self._outbox
+        rows_of, row_of, size, outbox = _ROW.iter_unpack, _ROW.unpack_from, _ROW.size, self._outbox
         taken = True  # the events of the last poll
         skipped = _MAX_SKIPPED if self._stopping else 0  # who runs single ticks wants events, too
         try:
+            outbox.is_open = not self._debug
             if self._interrupted:
                 self._recover()
             while True:
@@ -364,17 +376,18 @@ class Loop(
                 skipped = 0
                 if outbox.parts or outbox.senders:
                     outbox.flush()
-                outbox.is_open = not self._debug
                 timeout = self._timeout_ns() if timers else 0 if ready or self._stopping else -1
                 taken = False
                 n = poll(c, table, _CAPACITY, timeout)
                 if n < 0:
                     raise oserror(n, "waiting for events")
                 self._woken = False
-                before = len(ready)
+                before, due = len(ready), 0
                 if timers:
-                    self._move_due_timers()
-                due = len(ready) - before
+                    now = self.time()
+                    if not timers[0][0] > now + resolution:
+                        self._move_due_timers(now)
+                        due = len(ready) - before
                 if self._debug:
                     taken = True
                     self._add_event_handles(rows_of(rows[: n * size]), due)
@@ -383,7 +396,9 @@ class Loop(
                     if before:
                         self._run_ready(before)
                     taken = True
-                    if n:
+                    if n == 1:  # most ticks of a loop that has little to do
+                        self._dispatch(iter((row_of(rows),)))
+                    elif n:
                         self._dispatch(rows_of(rows[: n * size]))
                     if due:
                         self._run_ready(due)
@@ -454,14 +469,19 @@ class Loop(
                 continue
             try:
                 if kind != receiver._takes:
-                    receiver._context.run(receiver._event, kind, result, offset)
+                    if kind == READABLE and receiver._takes:
+                        receiver._context.run(receiver._receive_large)
+                    elif kind == DATA and receiver._takes == COPIES:
+                        receiver._context.run(
+                            receiver._copy_in, receiver._arena[offset : offset + result]
+                        )
+                    else:
+                        receiver._context.run(receiver._event, kind, result, offset)
                 elif kind == DATA:
                     # The same as _event does, without two Python frames: 0.2 us of 5.
                     receiver._context.run(
                         receiver._protocol.data_received, receiver._arena[offset : offset + result]
                     )
-                elif kind == READABLE:
-                    receiver._context.run(receiver._receive_into)
                 elif kind == POLL:
                     if receiver.only._cancelled:
                         receiver._event(kind, result, offset)

@@ -45,21 +45,22 @@ class Outbox:
 
     def flush(self) -> None:
         """Hand everything over; transports are told what could not be sent at once."""
-        senders, self.senders = self.senders, []
-        for sender in senders:
-            sender.finish_batch()
-        transports, parts = self.transports, self.parts
-        count = len(parts)
-        if not count:
+        if self.senders:
+            senders, self.senders = self.senders, []
+            for sender in senders:
+                sender.finish_batch()
+        parts = self.parts
+        if not parts:
             return
+        count = len(parts)
         if count == 1:
-            transport, part = transports.pop(), parts.pop()
+            transport, part = self.transports.pop(), parts.pop()
             transport._pending = 0
             queued = _write(transport._c, transport._handle, part, len(part))
             if queued:
                 transport._not_all_sent(queued)
             return
-        self.transports, self.parts = [], []
+        transports, self.transports, self.parts = self.transports, [], []
         for transport in transports:
             transport._pending = 0
         handles = [transport._handle for transport in transports]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from contextvars import Context
     from traceback import StackSummary
+
+COPIES: Final = -1  # stands for DATA where that goes into the protocol's buffer
 
 
 class EventReceiver:
@@ -25,7 +27,7 @@ class EventReceiver:
         _name_bytes: int  # of datagrams' addresses
         only: Any  # a Handle, of a descriptor
 
-        def _receive_into(self) -> None: ...
+        def _copy_in(self, data: bytes) -> None: ...
 
     def _event(self, kind: int, result: int, offset: int) -> None:
         """Take one event: see TL_EV_* in tloop.h."""

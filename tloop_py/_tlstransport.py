@@ -82,6 +82,9 @@ class TLSTransport(StreamTransport):
         if self._loop._debug:
             _logger.debug("%r starts SSL handshake", self)
 
+    def _reads_bytes(self) -> bool:
+        return False  # records come through the C core
+
     # -- the handshake -----------------------------------------------------------------------------
 
     def _event(self, kind: int, result: int, offset: int) -> None:
@@ -243,8 +246,7 @@ class TLSTransport(StreamTransport):
     def close(self) -> None:
         """Send what is written and close_notify, wait for the peer's until the time-out, then
         connection_lost(None), or of TimeoutError."""
-        if self._pending:
-            self._outbox.flush()  # which may find the connection broken
+        self._flush()  # which may find the connection broken
         if self._closing:
             return
         if not self._established:

@@ -120,6 +120,7 @@ class Transport(Endpoint, FlowControl):
     connection_lost is scheduled; both as in asyncio, whose order of calls this keeps.
     """
 
+    _batch_limit = 0  # bytes that may wait for the end of the tick
     _protocol_connected = True  # has connection_made been, or will it be, called?
 
     # Libraries set attributes of their own on transports, hence __dict__; ours are slots, for an
@@ -188,8 +189,21 @@ class Transport(Endpoint, FlowControl):
         if self._handle:
             lib.tl_watermarks(self._c, self._handle, high, low)
 
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        super().set_write_buffer_limits(high, low)
+        self._unbar()
+
+    def _flush(self) -> None:
+        """Hand to the C core what was to leave at the end of the tick."""
+
+    def _unbar(self) -> None:
+        """May writes wait for the end of the tick again? None do now, and the queue is empty."""
+        tight = self._high_water < self._batch_limit
+        self._write_barred = bool(self._conn_lost or tight or self.get_write_buffer_size())
+
     def get_write_buffer_size(self) -> int:
         """Bytes that the kernel has not taken yet."""
+        self._flush()
         if not self._handle:
             return 0
         size: int = lib.tl_queued(self._c, self._handle)
@@ -203,6 +217,7 @@ class Transport(Endpoint, FlowControl):
             self._emptied()
 
     def _emptied(self) -> None:
+        self._unbar()
         if self._closing and not self._conn_lost:
             self._conn_lost += 1
             self._write_barred = True
@@ -247,6 +262,7 @@ class Transport(Endpoint, FlowControl):
         self._force_close(exc)
 
     def _force_close(self, exc: BaseException | None) -> None:
+        self._flush()
         if self._conn_lost:
             return
         lib.tl_discard(self._c, self._handle)

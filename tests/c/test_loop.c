@@ -654,6 +654,8 @@ CALL(do_poll_start, tl_poll_start(loop, handle, TL_READ))
 CALL(do_poll_rearm, tl_poll_rearm(loop, handle, TL_READ))
 CALL(do_read_start, tl_stream_read_start(loop, handle))
 CALL(do_read_notify, tl_stream_read_notify(loop, handle))
+CALL(do_read_mixed, tl_stream_read_mixed(loop, handle, 1000))
+CALL(do_received, tl_stream_received(loop, handle, -EAGAIN, 1))
 CALL(do_read_stop, tl_stream_read_stop(loop, handle))
 CALL(do_recv, tl_stream_recv(loop, handle, scratch, sizeof scratch))
 CALL(do_write, tl_stream_write(loop, handle, "x", 1))
@@ -690,6 +692,8 @@ static const call calls[] = {
     {"poll_rearm", do_poll_rearm, OF_POLL},
     {"read_start", do_read_start, OF_STREAM},
     {"notify", do_read_notify, OF_STREAM},
+    {"mixed", do_read_mixed, OF_STREAM},
+    {"received", do_received, OF_STREAM},
     {"read_stop", do_read_stop, OF_STREAM},
     {"recv", do_recv, OF_STREAM},
     {"write", do_write, OF_STREAM},

@@ -969,6 +969,100 @@ TEST(changing_the_way_of_reading) {
   t_end(loop);
 }
 
+static void expect_read(tl_loop *loop, tl_handle stream, int peer, size_t nbytes, int kind) {
+  static char bytes[1000];
+  t_pattern(bytes, nbytes, 0);
+  t_send_all(peer, bytes, nbytes);
+  tl_event event = t_expect(loop, stream, kind);
+  if (kind == TL_EV_READABLE) {
+    memset(bytes, 0, nbytes);
+    ASSERT_EQ(tl_stream_recv(loop, stream, bytes, sizeof bytes), (int64_t)nbytes);
+    t_check_pattern(bytes, nbytes, 0);
+  } else {
+    ASSERT_EQ(event.result, (int64_t)nbytes);
+    t_check_pattern(tl_event_data(loop, &event), nbytes, 0);
+  }
+  t_quiet(loop);
+}
+
+TEST(mixed_reading_follows_the_sizes) {
+  tl_loop *loop = t_loop();
+  int peer;
+  tl_handle stream = small_pair(loop, &peer);
+  ASSERT_EQ(tl_stream_read_mixed(loop, stream, 0), -EINVAL);
+  ASSERT_EQ(tl_stream_read_mixed(loop, stream, 800), 0);
+  expect_read(loop, stream, peer, 799, TL_EV_DATA);
+  expect_read(loop, stream, peer, 800, TL_EV_DATA);
+  expect_read(loop, stream, peer, 1000, TL_EV_READABLE);
+  expect_read(loop, stream, peer, 200, TL_EV_READABLE);
+  expect_read(loop, stream, peer, 199, TL_EV_READABLE);
+  expect_read(loop, stream, peer, 900, TL_EV_DATA);
+  expect_read(loop, stream, peer, 1, TL_EV_READABLE);
+  expect_read(loop, stream, peer, 1, TL_EV_DATA);
+  ASSERT_EQ(tl_stream_read_start(loop, stream), 0);
+  for (int i = 0; i < 2; i++) expect_read(loop, stream, peer, 1000, TL_EV_DATA);
+  ASSERT_EQ(tl_stream_read_mixed(loop, stream, 800), 0);
+  expect_read(loop, stream, peer, 800, TL_EV_DATA);
+  close(peer);
+  t_expect(loop, stream, TL_EV_READABLE);
+  ASSERT_EQ(tl_stream_recv(loop, stream, &(char){0}, 1), 0);
+  t_quiet(loop);
+  t_close(loop, stream);
+  t_end(loop);
+}
+
+static void receive_as_host(tl_loop *loop, tl_handle stream, size_t asked, int64_t expected) {
+  char bytes[16];
+  t_expect(loop, stream, TL_EV_READABLE);
+  ssize_t n = recv(tl_fd(loop, stream), bytes, asked, 0);
+  int64_t result = n < 0 ? -errno : n;
+  ASSERT_EQ(result, expected);
+  ASSERT_EQ(tl_stream_received(loop, stream, result, asked), 0);
+}
+
+/* edge: the kernel tells once, so a full receive is followed by another look. */
+static void check_received(tl_loop *loop, tl_handle stream, int peer, bool edge) {
+  int64_t before = t_stats(loop).bytes_in;
+  ASSERT_EQ(tl_stream_read_notify(loop, stream), 0);
+  t_send_all(peer, "0123456789", 10);
+  receive_as_host(loop, stream, 5, 5);
+  receive_as_host(loop, stream, 5, 5); /* all that was asked for: there may be more */
+  if (edge) receive_as_host(loop, stream, 5, -EAGAIN);
+  t_quiet(loop);
+  t_send_all(peer, "abc", 3);
+  receive_as_host(loop, stream, 5, 3);
+  t_quiet(loop);
+  ASSERT_EQ(t_stats(loop).bytes_in, before + 13);
+  t_send_all(peer, "end", 3);
+  ASSERT_SYS(shutdown(peer, SHUT_WR));
+  receive_as_host(loop, stream, 16, 3); /* short, but the end is behind it */
+  receive_as_host(loop, stream, 16, 0);
+  t_quiet(loop);
+  ASSERT_EQ(tl_stream_write(loop, stream, "still", 5), 0);
+  ASSERT_EQ(tl_stream_received(loop, stream, -ECONNRESET, 5), 0);
+  ASSERT_EQ(tl_stream_write(loop, stream, "x", 1), -ECONNRESET);
+  ASSERT_EQ(tl_stream_received(loop, stream, 5, 5), 0); /* broken already: nothing to tell */
+  close(peer);
+  t_close(loop, stream);
+}
+
+TEST(hosts_receive_by_themselves) {
+  tl_loop *loop = t_loop();
+  tl_handle stream;
+  int peer;
+  stream = small_pair(loop, &peer);
+  check_received(loop, stream, peer, false);
+  t_tcp_pair(loop, &stream, &peer);
+  if (tl_loop_caps(loop) & TL_CAP_RECEIVED) {
+    check_received(loop, stream, peer, tl_loop_caps(loop) & TL_CAP_EDGE);
+  } else {
+    ASSERT_EQ(tl_stream_received(loop, stream, 5, 5), -EOPNOTSUPP);
+    close(peer);
+    t_close(loop, stream);
+  }
+  t_end(loop);
+}
+
 /* Ten senders with more than the arena holds: one tick is bounded, and nobody starves. */
 TEST(receiving_is_bounded_and_fair) {
   enum { N = 10 };

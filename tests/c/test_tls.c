@@ -72,6 +72,7 @@ static void read_by_hand(bool unix_socket, size_t step) {
   tl_loop *loop = tls_connect(&(tls_plan){.unix_socket = unix_socket});
   static unsigned char bytes[N];
   ASSERT_OK(tl_stream_read_notify(loop, tls_b.handle));
+  ASSERT_EQ(tl_stream_received(loop, tls_b.handle, 1, 1), -EOPNOTSUPP);
   tls_send(loop, &tls_a, 0, N);
   ASSERT_OK(tl_stream_close(loop, tls_a.handle));
   uint64_t taken = 0;
