@@ -62,7 +62,7 @@ class GuestLoop(Loop):
         self._check_closed()
         if self._ready or lib.tl_loop_timeout(self._c) == 0:
             return 0.0
-        waiting = self._timeout_ns()
+        waiting = self._timeout_ns(self.time)
         return None if waiting < 0 else waiting / 1e9
 
     def call_soon(  # type: ignore[override]

@@ -302,7 +302,7 @@ class Loop(
             self._timer_cancelled_count -= 1
             heappop(timers)
 
-    def _timeout_ns(self) -> int:
+    def _timeout_ns(self, time: Callable[[], float]) -> int:
         """How long the next poll may wait; -1: until something happens."""
         if self._timer_cancelled_count:
             self._drop_cancelled_timers()
@@ -310,7 +310,7 @@ class Loop(
             return 0
         if not self._timers:
             return -1
-        seconds = self._timers[0][0] - self.time()
+        seconds = self._timers[0][0] - time()
         if not seconds > 0.0:  # due, or not a number: that timer fires at once, as on asyncio
             return 0
         if seconds > _MAX_TIMEOUT:
@@ -355,6 +355,7 @@ class Loop(
         rows = self._rows
         poll, c, table = lib.tl_loop_poll, self._c, self._events
         rows_of, row_of, size, outbox = _ROW.iter_unpack, _ROW.unpack_from, _ROW.size, self._outbox
+        time = self.time
         taken = True  # the events of the last poll
         skipped = _MAX_SKIPPED if self._stopping else 0  # who runs single ticks wants events, too
         try:
@@ -376,7 +377,11 @@ class Loop(
                 skipped = 0
                 if outbox.parts or outbox.senders:
                     outbox.flush()
-                timeout = self._timeout_ns() if timers else 0 if ready or self._stopping else -1
+                if timers:
+                    time = self.time  # looked up once: it is dear in an object of many attributes
+                    timeout = self._timeout_ns(time)
+                else:
+                    timeout = 0 if ready or self._stopping else -1
                 taken = False
                 n = poll(c, table, _CAPACITY, timeout)
                 if n < 0:
@@ -384,7 +389,7 @@ class Loop(
                 self._woken = False
                 before, due = len(ready), 0
                 if timers:
-                    now = self.time()
+                    now = time()
                     if not timers[0][0] > now + resolution:
                         self._move_due_timers(now)
                         due = len(ready) - before
