@@ -65,7 +65,7 @@
 
    LIFECYCLE     create -> start -> close. tl_close may be called at any moment, also inside a
      callback; after it no event of that handle is delivered but TL_EV_CLOSED, once, in a later
-     tick.
+     tick (unless the loop was made with quiet_close).
    TWO WAYS OUT  tl_loop_run hands each event to its handle's callback, right after it was made.
      tl_loop_poll fills an array and calls nothing: for bindings, where one call per tick is cheaper
      than one call per event. Do not use both at the same time.
@@ -225,6 +225,7 @@ typedef struct tl_allocator {
 typedef struct tl_loop_desc {
   const char *backend;    /* NULL: $TLOOP_BACKEND, else the best there is */
   tl_allocator allocator; /* default: TL_MALLOC, TL_REALLOC, TL_FREE */
+  bool quiet_close;       /* no TL_EV_CLOSED for what tl_close ends, and so no tick for it */
 } tl_loop_desc;
 
 /* Counters since the loop was made, and two present numbers. */
@@ -869,6 +870,7 @@ typedef struct tl__stream {
   bool reading;  /* what the user wants; want has it too, unless the layer reads for itself */
   bool internal; /* the layer talks to the peer for itself: events are its own */
   bool batched;  /* part of the batch that is being sent */
+  bool graceful; /* tl_stream_close was called: its outcome is told */
   uint8_t peer_bytes;
   unsigned char peer[TL__PEER_BYTES]; /* kept: getpeername fails once the peer has reset */
 } tl__stream;
@@ -1069,7 +1071,7 @@ struct tl_loop {
   tl_event_cb wake_callback;
   void *wake_user;
 
-  bool stopping, rebuild, forked, no_pwait2, ended;
+  bool stopping, rebuild, forked, no_pwait2, ended, quiet_close;
   int polled;
   int epoll_fd;
 #ifdef TL__HAS_URING
@@ -3358,6 +3360,7 @@ TL_API int tl_stream_close(tl_loop *loop, tl_handle stream) {
   int error;
   tl__stream *s = tl__open(loop, stream, TL__STREAM, &error);
   if (!s) return error;
+  s->graceful = true;
   if (s->layer && !s->finishing) return s->layer->ops->close(loop, s);
   if (!s->first) return tl_close(loop, stream);
   tl__unwant(&s->io, TL_READ);
@@ -4176,6 +4179,7 @@ TL_API tl_loop *tl_loop_create(const tl_loop_desc *desc, int *error) {
   if (!loop) return NULL;
   memset(loop, 0, sizeof *loop);
   loop->memory = config.allocator;
+  loop->quiet_close = config.quiet_close;
   loop->free_slot = UINT32_MAX;
   loop->epoll_fd = loop->wake_rd = loop->wake_wr = -1;
 #ifdef TL__HAS_URING
@@ -4285,12 +4289,27 @@ static void tl__check_ready(tl_loop *loop) {
   }
 }
 
+/* Of what was closed in the last tick, forget what nobody wants to hear of. */
+static void tl__bury_quietly(tl_loop *loop) {
+  tl__head **place = &loop->closed;
+  while (*place) {
+    tl__head *head = *place;
+    if (head->kind == TL__STREAM && ((tl__stream *)head)->graceful) {
+      place = &head->next_closing;
+    } else {
+      *place = head->next_closing;
+      tl__delete(loop, head);
+    }
+  }
+}
+
 /* Ask the kernel, and everything else that can have something to tell. */
 static int tl__wait(tl_loop *loop, int64_t timeout_ns) {
   int rc = loop->rebuild || loop->forked ? tl__rebuild(loop) : 0;
   if (rc < 0) return rc;
   loop->closed = loop->closing;
   loop->closing = NULL;
+  if (loop->quiet_close) tl__bury_quietly(loop);
   loop->ready_next = loop->ready_count = 0;
   loop->stats.ticks++;
   loop->stats.syscalls++;
@@ -4357,7 +4376,8 @@ TL_API int tl_loop_step(tl_loop *loop, int64_t timeout_ns) {
 
 TL_API int tl_loop_run(tl_loop *loop) {
   int rc = 0;
-  while (!loop->stopping && (loop->stats.live > 0 || loop->closing || tl__pending(loop))) {
+  while (!loop->stopping &&
+         (loop->stats.live > 0 || (loop->closing && !loop->quiet_close) || tl__pending(loop))) {
     rc = tl_loop_step(loop, -1);
     if (rc < 0) break;
   }

@@ -79,7 +79,7 @@ def create_loop(backend: str | None) -> Any:
         lib.tl_prime_malloc(_PRIME_BYTES)
         _primed = True
     name = ffi.NULL if backend is None else ffi.new("char[]", backend.encode())
-    desc = ffi.new("tl_loop_desc *", {"backend": name})
+    desc = ffi.new("tl_loop_desc *", {"backend": name, "quiet_close": True})
     error = ffi.new("int *")
     loop = lib.tl_loop_create(desc, error)
     if loop == ffi.NULL:

@@ -42,8 +42,8 @@ _WRITE_FAILED = "Fatal write error on socket transport"
 # the cache, or into the protocol's buffer without a copy. Server CPU, 50 connections: protocols
 # with 20 KiB 0.91, 48 KiB 0.88, 100 KiB 0.85; with buffers 10 KiB 0.97, 100 KiB 0.75.
 _LARGE = 16 << 10
-_LARGE_FOR_BUFFER = 8 << 10
-_NEVER = 1 << 62
+LARGE_FOR_BUFFER = 8 << 10
+NEVER = 1 << 62
 _LARGEST = 256 << 10  # as much as asyncio receives at a time
 
 
@@ -71,7 +71,6 @@ class StreamTransport(Transport, asyncio.Transport):
         loop: Any,
         protocol: asyncio.BaseProtocol,
         waiter: asyncio.Future[None] | None = None,
-        *,
         sock: socket.socket | None = None,
         handle: int = 0,
         kind: tuple[int, int, int] | None = None,
@@ -133,12 +132,9 @@ class StreamTransport(Transport, asyncio.Transport):
     def _large(self) -> int:
         """From how many bytes on a receive is told of instead of done."""
         if self._buffered:
-            return _LARGE_FOR_BUFFER
-        return _LARGE if self._reads_bytes() else _NEVER
-
-    def _reads_bytes(self) -> bool:
-        """May large receives go past the C core?"""
-        return self._arena is self._loop._arena and self._loop._may_receive
+            return LARGE_FOR_BUFFER
+        loop = self._loop
+        return _LARGE if loop._may_receive and self._arena is loop._arena else NEVER
 
     def _start_reading(self) -> None:
         if self._handle:

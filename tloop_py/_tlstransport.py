@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tloop_py._environ import logger as _tloop_logger
 from tloop_py._ffi import CLOSED, KEEP_FD, TLS, ffi, lib, oserror
-from tloop_py._stream import StreamTransport
+from tloop_py._stream import LARGE_FOR_BUFFER, NEVER, StreamTransport
 from tloop_py._tlscore import nanoseconds
 from tloop_py._tlserror import tls_error
 from tloop_py._tlsobject import TLSObject
@@ -82,8 +82,8 @@ class TLSTransport(StreamTransport):
         if self._loop._debug:
             _logger.debug("%r starts SSL handshake", self)
 
-    def _reads_bytes(self) -> bool:
-        return False  # records come through the C core
+    def _large(self) -> int:
+        return LARGE_FOR_BUFFER if self._buffered else NEVER  # records come through the C core
 
     # -- the handshake -----------------------------------------------------------------------------
 

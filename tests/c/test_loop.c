@@ -950,6 +950,36 @@ TEST(reused_number_gets_no_event_of_the_old_handle) {
   t_end(loop);
 }
 
+TEST(quiet_closing_tells_of_graceful_ends_only) {
+  tl_loop_desc desc = {.allocator = t_allocator(), .quiet_close = true};
+  tl_loop *loop = tl_loop_create(&desc, NULL);
+  tl_handle timer = ASSERT_OK(tl_timer_create(loop)), streams[3];
+  int fds[2], peers[3];
+  for (int i = 0; i < 3; i++) {
+    t_socketpair(SOCK_STREAM, fds);
+    streams[i] = ASSERT_OK(tl_stream_open(loop, fds[0], 0));
+    peers[i] = fds[1];
+  }
+  ASSERT_OK(tl_timer_start(loop, timer, 0, 0));
+  ASSERT_OK(tl_close(loop, timer));
+  ASSERT_OK(tl_close(loop, streams[0]));
+  ASSERT_OK(tl_stream_close(loop, streams[1]));
+  ASSERT_OK(tl_close(loop, streams[2]));
+  t_expect(loop, streams[1], TL_EV_CLOSED);
+  t_quiet(loop);
+  ASSERT_EQ(t_stats(loop).live, 0);
+  ASSERT_EQ(tl_close(loop, streams[0]), TL_EBADH);
+  for (int i = 0; i < 3; i++) {
+    ASSERT_EQ(tl_close(loop, streams[i]), TL_EBADH);
+    close(peers[i]);
+  }
+  tl_handle again = ASSERT_OK(tl_timer_create(loop));
+  ASSERT_TRUE(again != timer);
+  ASSERT_OK(tl_close(loop, again));
+  ASSERT_OK(tl_loop_run(loop)); /* nothing is left, so nothing is waited for */
+  ASSERT_EQ(tl_loop_close(loop), 0);
+}
+
 /* Shutting down */
 
 static int64_t make_any(tl_loop *loop, int kind, const tl_addr *addr, int fd) {
