@@ -134,6 +134,44 @@ class Recorder(asyncio.Protocol):
         return bytes(self.data)
 
 
+class Buffered(asyncio.BufferedProtocol):
+    """Receives into one buffer of a given size, and keeps what came."""
+
+    transport: Any = None
+
+    def __init__(self, size: int = 1000) -> None:
+        self.buffer = bytearray(size)
+        self.calls: list[str] = []
+        self.data = bytearray()
+        self.hints: list[int] = []
+        self.error: Exception | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+        self.calls.append("made")
+
+    def get_buffer(self, sizehint: int) -> Any:
+        self.hints.append(sizehint)
+        return self.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.data += self.buffer[:nbytes]
+        if self.calls[-1] != "data":
+            self.calls.append("data")
+
+    def eof_received(self) -> bool | None:
+        self.calls.append("eof")
+        return None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.calls.append("lost")
+        self.error = exc
+
+    @property
+    def lost(self) -> bool:
+        return "lost" in self.calls
+
+
 class Echo(Recorder):
     """Sends back what it gets."""
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import AsyncioLog
-from loopkit import Loop, Recorder, connected, is_tloop, send_reset, tcp_sockets, until
+from loopkit import Buffered, Loop, Recorder, connected, is_tloop, send_reset, tcp_sockets, until
 
 pytestmark = pytest.mark.usefixtures("loop")
 
@@ -18,35 +18,16 @@ pytestmark = pytest.mark.usefixtures("loop")
 SIZES = [1, 20_000, 300_000, 5, 4000, 17_000, 17_000, 16_384, 16_383, 100, 100_000, 3, 9000, 2]
 
 
-class Filling(asyncio.BufferedProtocol):
-    def __init__(self, size: int) -> None:
-        self.buffer = bytearray(size)
-        self.data = bytearray()
-
-    def get_buffer(self, sizehint: int) -> bytearray:
-        return self.buffer
-
-    def buffer_updated(self, nbytes: int) -> None:
-        self.data += self.buffer[:nbytes]
-
-
-async def send_each(loop: Loop, far: socket.socket, received: Any) -> bytes:
-    """Messages of SIZES, each when the former has come; what was sent in all."""
-    rng, sent = random.Random(1), bytearray()
-    for size in SIZES:
-        message = rng.randbytes(size)
-        await loop.sock_sendall(far, message)
-        sent.extend(message)
-        await until(lambda: len(received()) == len(sent))
-        assert received()[-size:] == message
-    return bytes(sent)
-
-
 @pytest.mark.parametrize("buffer", [0, 512 * 1024, 8192, 700])
 async def test_every_size_arrives(loop: Loop, buffer: int) -> None:
-    protocol: Any = Filling(buffer) if buffer else Recorder()
-    async with connected(protocol) as (_, _, far):
-        sent = await send_each(loop, far, lambda: protocol.data)
+    rng, sent = random.Random(1), bytearray()
+    async with connected(Buffered(buffer) if buffer else Recorder()) as (_, protocol, far):
+        for size in SIZES:  # each when the former has come
+            message = rng.randbytes(size)
+            await loop.sock_sendall(far, message)
+            sent.extend(message)
+            await until(lambda: len(protocol.data) == len(sent))
+            assert protocol.data[-size:] == message
         assert protocol.data == sent
 
 
@@ -109,8 +90,8 @@ async def test_a_change_of_protocol_between_large_receives(loop: Loop) -> None:
         await loop.sock_sendall(far, b"x" * 50_000)
         await until(lambda: len(protocol.data) == 50_000)
         following: Any
-        for following in (Filling(9000), Recorder(), Filling(100_000), Recorder()):
-            following.calls = ["made"]
+        for following in (Buffered(9000), Recorder(), Buffered(100_000), Recorder()):
+            following.calls.append("made")
             transport.set_protocol(following)
             await loop.sock_sendall(far, b"y" * 50_000)
             await until(lambda p=following: len(p.data) == 50_000)  # type: ignore[misc]

@@ -170,15 +170,9 @@ class StreamTransport(Transport, asyncio.Transport):
             _logger.debug("%r resumes reading", self)
 
     def _event(self, kind: int, result: int, offset: int) -> None:
-        if kind == DATA:
-            data = self._arena[offset : offset + result]
-            if not self._takes:
-                if not self._closing:
-                    self._hold(bytes(data))
-            elif self._buffered:
-                self._copy_in(data)
-            else:
-                self._received(data)
+        if kind == DATA:  # paused, or what came before is not delivered yet
+            if not self._closing:
+                self._hold(bytes(self._arena[offset : offset + result]))
         elif kind == DRAIN:
             self._drained()
         elif kind == ERROR and offset == WRITE:

@@ -950,6 +950,11 @@ TEST(reused_number_gets_no_event_of_the_old_handle) {
   t_end(loop);
 }
 
+static void note_close(tl_loop *loop, const tl_event *event, void *user) {
+  (void)loop;
+  *(bool *)user = event->kind == TL_EV_CLOSED;
+}
+
 TEST(quiet_closing_tells_of_graceful_ends_only) {
   tl_loop_desc desc = {.allocator = t_allocator(), .quiet_close = true};
   tl_loop *loop = tl_loop_create(&desc, NULL);
@@ -977,6 +982,14 @@ TEST(quiet_closing_tells_of_graceful_ends_only) {
   ASSERT_TRUE(again != timer);
   ASSERT_OK(tl_close(loop, again));
   ASSERT_OK(tl_loop_run(loop)); /* nothing is left, so nothing is waited for */
+  t_socketpair(SOCK_STREAM, fds);
+  tl_handle last = ASSERT_OK(tl_stream_open(loop, fds[0], 0));
+  bool told = false;
+  ASSERT_OK(tl_set_callback(loop, last, note_close, &told));
+  ASSERT_OK(tl_stream_close(loop, last));
+  ASSERT_OK(tl_loop_run(loop));
+  ASSERT_TRUE(told);
+  close(fds[1]);
   ASSERT_EQ(tl_loop_close(loop), 0);
 }
 
