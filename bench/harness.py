@@ -41,7 +41,7 @@ LOAD_CORE = _CORES[1 % len(_CORES)]
 
 @dataclass(frozen=True)
 class Contender:
-    """A loop on some interpreter, or a C program; ``+primed`` primes the allocator first, and
+    """A loop on some interpreter, a C program, or FLOOR. ``+primed`` primes the allocator first;
     ``+mbedtls`` has TLS rows served by a ``TLSContext``."""
 
     name: str
@@ -73,6 +73,8 @@ class Contender:
                 PROGRAMS[self.loop].tls,
                 False,
             )
+        if self.loop == FLOOR:
+            return row.kind.server in FLOOR_SERVES and not (row.kind.tls or row.kind.unix)
         return row.kind.tls or "+mbedtls" not in self.name
 
     def command(self, row: Row, folder: str) -> list[str]:
@@ -116,6 +118,11 @@ PROGRAMS = {
     "tloop.h": Program("examples/echo.c", ("0",)),
     "tloop_tls.h": Program("examples/tls_echo.c", ("0", str(serve.CERTIFICATE)), tls=True),
 }
+
+# The least that a loop in Python can cost, in floor.py, and the modes of serve.py that it has.
+FLOOR = "floor"
+FLOOR_SERVES = ("protocol", "buffered", "streams", "udp", "udp-count")
+LIMITS = {*PROGRAMS, FLOOR}  # what nobody would use as an event loop of asyncio
 
 
 def compile_c(source: str, *flags: str, name: str | None = None) -> bool:

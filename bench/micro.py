@@ -19,7 +19,7 @@ import services
 import work
 from rounds import Measured, Sample
 
-LOOPS = "tloop,uvloop,asyncio"
+LOOPS = f"tloop,uvloop,asyncio,{harness.FLOOR}"
 PEERS = ",".join(["uvloop+primed", "asyncio+primed", *rows.PEERS])
 COST = "cpu_ns"
 
@@ -116,7 +116,7 @@ def main() -> None:
     python, baseline = harness.interpreter_of(versions), rounds.baseline_of(versions)
     name = args.name or rounds.name_of(python, "micro", args.full)
     plan = {
-        row: [loop for loop in loops if work.ROWS[row].primed or "+" not in loop]
+        row: [loop for loop in loops if work.ROWS[row].takes(loop)]
         for row in chosen(args.rows, args.full, packages)
     }
     wanted = {service for row in plan if (service := work.ROWS[row].service)}

@@ -71,7 +71,7 @@ class Line:
     @property
     def leader(self) -> str:
         """The cheapest contender in Python."""
-        return self.least(name for name in self.summary if name not in harness.PROGRAMS)
+        return self.least(name for name in self.summary if name not in harness.LIMITS)
 
     @property
     def limit(self) -> str:
@@ -80,7 +80,7 @@ class Line:
     def rival(self, figure: str | None = None) -> str:
         """The other loop with the least cost, or figure, as its users have it."""
         return self.least(
-            (n for n in self.summary if n not in {"tloop", *harness.PROGRAMS} and "+" not in n),
+            (n for n in self.summary if n not in {"tloop", *harness.LIMITS} and "+" not in n),
             figure,
         )
 
@@ -399,15 +399,17 @@ class Page:
         body = []
         for line in self.report.lines.values():
             own = {name: line.median(name, line.cost) for name in line.summary if "tloop" in name}
-            costs = [cost for name, cost in own.items() if cost and name not in harness.PROGRAMS]
-            lead = line.median(line.leader, line.cost)
+            costs = [cost for name, cost in own.items() if cost and name not in harness.LIMITS]
+            lead, least = line.median(line.leader, line.cost), line.median(harness.FLOOR, line.cost)
             if costs and lead and min(costs) > LOST * lead:
-                cells = (number(min(costs)), line.leader, number(lead), f"{min(costs) / lead:.2f}")
-                body.append([line.label, *cells])
+                floor = f"{least / lead:.2f}" if least else "-"
+                cells = (number(min(costs)), line.leader, number(lead), floor)
+                body.append([line.label, *cells, f"{min(costs) / lead:.2f}"])
         if body:
             body.sort(key=lambda cells: -float(cells[-1]))
             self.add("### Where another loop leads")
-            self.add(table(["row", "tloop", "leader", "leader's CPU", "tloop / leader"], body))
+            head = ["row", "tloop", "leader", "leader's CPU", "floor / leader", "tloop / leader"]
+            self.add(WHY_LOST, table(head, body))
 
     def failures(self) -> None:
         """Who could not run, and who failed at which rows and why."""
@@ -455,7 +457,14 @@ bench-matrix` measures all rows and loops; each section tells which it has);
 server's process, user and kernel together; in parentheses the ratio to uvloop (on PyPy, which has
 none, to asyncio) of the same round (median of the rounds), below 1 is cheaper. Bold is the cheapest
 loop of a column. `+primed` had glibc's allocator primed first, which tloop does by itself;
-`+mbedtls` is a `TLSContext`; `tloop.h`, `tloop_tls.h`, `epoll` and `libuv` are servers in C."""
+`+mbedtls` is a `TLSContext`; `tloop.h`, `tloop_tls.h`, `epoll` and `libuv` are servers in C.
+
+`floor` (`bench/floor.py`) is the least that a loop in Python can cost: the same C core without
+error handling, flow control, contexts of connections and all else that asyncio promises. It is a
+limit as the servers in C are, and no loop to use."""
+
+WHY_LOST = """Why: where `floor` is behind the leader, too, no loop whose callbacks are called from
+Python can lead; [design.md](design.md#where-the-time-goes) has the reason for each row."""
 
 
 def short_value(line: Line, name: str, figure: str) -> str:
@@ -489,9 +498,9 @@ def short_line(short: Short, lines: Sequence[Line], columns: Iterable[str]) -> l
     ]
 
 
-def short_table(report: Report, shown: Iterable[Short]) -> str:
-    columns = [n for n in ("uvloop+primed", "asyncio", "asyncio+primed") if n != report.baseline]
-    columns = [name for name in columns if "version" in report.versions.get(name, {})]
+def short_table(report: Report, shown: Iterable[Short], *extra: str) -> str:
+    names = (*extra, "uvloop+primed", "asyncio", "asyncio+primed")
+    columns = [n for n in names if n != report.baseline and "version" in report.versions.get(n, {})]
     head = [f"CPU relative to {report.baseline}", "tloop", "best other loop", *columns, "in C"]
     body = []
     for short in shown:
@@ -505,7 +514,7 @@ def summary(reports: Iterable[Report]) -> str:
     """The main rows of each interpreter, before all others."""
     parts = ["## In short, 50 connections"]
     for report in reports:
-        if short := short_table(report, SUMMARY):
+        if short := short_table(report, SUMMARY, harness.FLOOR):
             parts += [f"### {report.python}", short]
     return "\n\n".join(parts)
 

@@ -14,7 +14,7 @@ from rows import Row
 
 LOOPS = (
     "tloop,tloop+mbedtls,uvloop,uvloop+primed,asyncio,asyncio+primed,tloop.h,tloop_tls.h,"
-    "epoll,libuv"
+    "epoll,libuv,floor"
 )
 PEERS = ",".join(f"{name},{name}+primed" for name in rows.PEERS)
 SHOWN = {

@@ -19,9 +19,8 @@ import report
 import rounds
 import rows
 import run
+import serve
 import work
-
-import tloop_py
 
 # Without the services, and without what is measured outside of a loop.
 ALONE = [name for name, row in work.ROWS.items() if not row.service and name != "import"]
@@ -42,11 +41,21 @@ def test_row(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if kind.tls and not harness.load_program()[1]:
         pytest.skip("OpenSSL's headers are not installed: apt-get install libssl-dev")
     monkeypatch.setattr(harness, "wrk_version", lambda: None)
-    row = rows.Row.parse(name)
-    contender = harness.Contender("tloop+mbedtls" if kind.tls else "tloop")
+    serves_row("tloop+mbedtls" if kind.tls else "tloop", rows.Row.parse(name))
+
+
+@pytest.mark.parametrize("name", ["protocol", "connect", "buffered", "streams", "udp", "udp-flood"])
+def test_floor(name: str) -> None:
+    """The limit answers like a loop, in the rows that it has."""
+    serves_row(harness.FLOOR, rows.Row.parse(name))
+
+
+def serves_row(name: str, row: rows.Row) -> None:
+    contender = harness.Contender(name)
+    assert contender.serves(row)
     report = harness.measure(contender, row, seconds=0.02, warmup=0.02)
     assert report["requests"] > 0
-    assert kind.unit == "datagram" or report["verified_bytes"] > 0
+    assert row.kind.unit == "datagram" or report["verified_bytes"] > 0
 
 
 def test_spared() -> None:
@@ -61,11 +70,14 @@ def test_spared() -> None:
     assert not {text for _, text in spared if text.startswith("protocol") and text.endswith(":50")}
 
 
-@pytest.mark.parametrize("name", ALONE)
-def test_work(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "loop"),
+    [(n, loop) for n in ALONE for loop in ("tloop", "floor") if work.ROWS[n].takes(loop)],
+)
+def test_work(name: str, loop: str) -> None:
     row = work.ROWS[name]
     few = replace(row, count=max(row.count // 400, 20))
-    with asyncio.Runner(loop_factory=tloop_py.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=serve.loop_module(loop).new_event_loop) as runner:
         figures = runner.run(work.timed(few))
     assert figures["cpu_ns"] > 0
     assert set(row.figures) <= set(figures)
@@ -137,7 +149,7 @@ def fake_run(cost: dict[str, float], python: str) -> dict[str, object]:
     }
 
 
-CPYTHON = {"tloop": 5.0, "uvloop": 4.0, "asyncio": 20.0, "broken": 0.0}
+CPYTHON = {"tloop": 5.0, "uvloop": 4.0, "asyncio": 20.0, "floor": 3.0, "broken": 0.0}
 PYPY = {"tloop": 5.0, "asyncio": 20.0}
 
 
@@ -159,6 +171,7 @@ def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "| 0.25 / 0.25 / 0.25 | asyncio 1.00 / 1.00 / 1.00 |" in short
     assert "5.00 (1.25)" in cpython
     assert "Where another loop leads" in cpython
+    assert "| protocol, 1 KiB x 50 | 5.00 | uvloop | 4.00 | 0.75 | 1.25 |" in cpython
     assert "- broken: protocol, 1 KiB x 1; protocol, 1 KiB x 50;" in cpython
     assert "**5.00 (0.25)**" in pypy
     assert "Where another loop leads" not in pypy

@@ -57,7 +57,7 @@ class DatagramTransport(Transport, asyncio.DatagramTransport):
     def _start_reading(self) -> None:
         if self._handle and self.is_reading():
             self._choose_way()
-            self._take_events()
+            self._renew_context()
             rc = lib.tl_udp_read_start(self._c, self._handle)
             if rc < 0:
                 self._fatal_error(oserror(rc), "Fatal read error on datagram transport")

@@ -75,11 +75,15 @@ class GuestLoop(Loop):
         self._tell_host(handle)
         return handle
 
-    def _queue(
-        self, callback: Callable[..., object], argument: object, context: contextvars.Context | None
-    ) -> None:
-        super()._queue(callback, argument, context)
-        self._tell_host(None)
+    def _choose_append(self) -> None:
+        super()._choose_append()
+        append = self._append
+
+        def append_and_tell(item: tuple[Any, ...]) -> None:
+            append(item)
+            self._tell_host(None)
+
+        self._append = append_and_tell
 
     def call_at(  # type: ignore[override]
         self,

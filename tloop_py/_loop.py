@@ -153,7 +153,7 @@ class Loop(
             handshake.abandon()
         self._handshakes.clear()
         super().close()
-        self._choose_append_step()
+        self._choose_append()
         self._timers.clear()
         self._handlers.clear()
         self._close_descriptors(self._dead)
@@ -190,7 +190,7 @@ class Loop(
         """As asyncio's. A task that schedules its own step gets no handle: it ignores it, and one
         tuple costs half of what a Handle does (a turn of sleep(0): 0.62 instead of 0.79 us)."""
         if callback.__class__ is STEP_TYPE and context is not None:
-            self._append_step((context, callback, NOTHING))
+            self._append((context, callback, NOTHING))
             return None
         if self._debug or self._closed:
             handle = super().call_soon(callback, *args, context=context)
@@ -205,16 +205,6 @@ class Loop(
         handle = Handle(callback, args, self, context)
         self._ready.append(handle)
         return handle
-
-    def _queue(
-        self, callback: Callable[..., object], argument: object, context: contextvars.Context | None
-    ) -> None:
-        """call_soon() for a callback of one argument, or NOTHING, whose handle nobody wants."""
-        if self._debug or self._closed:
-            args = () if argument is NOTHING else (argument,)
-            self.call_soon(callback, *args, context=context)
-        else:
-            self._ready.append((copy_context() if context is None else context, callback, argument))
 
     if not THREADSAFE_HANDLES:
 
@@ -237,19 +227,23 @@ class Loop(
                 self._write_to_self()
             return handle
 
-    def _append_checked_step(self, item: tuple[Any, ...]) -> None:
+    def _append_checked(self, item: tuple[Any, ...]) -> None:
         """Stands for `_ready.append` in debug mode and after close()."""
-        handle = super().call_soon(item[1], context=item[0])
+        context, callback, argument = item
+        args = () if argument is NOTHING else (argument,)
+        handle = super().call_soon(callback, *args, context=context)
         if handle._source_traceback:
             del handle._source_traceback[-2:]  # this frame and call_soon's
 
-    def _choose_append_step(self) -> None:
+    def _choose_append(self) -> None:
+        """How a callback is queued whose handle nobody wants: (context, callback, its argument or
+        NOTHING)."""
         plain = not self._debug and not self._closed
-        self._append_step = self._ready.append if plain else self._append_checked_step
+        self._append = self._ready.append if plain else self._append_checked
 
     def set_debug(self, enabled: bool) -> None:
         super().set_debug(enabled)
-        self._choose_append_step()
+        self._choose_append()
         if self._debug:
             self._outbox.flush()
         self._outbox.is_open = self.is_running() and not self._debug

@@ -83,7 +83,7 @@ class ReadPipeTransport(Endpoint, asyncio.ReadTransport):
         self._held: list[bytes] = []
         if loop._debug:
             self._source_traceback = origin(loop)
-        self._register()
+        self._register(None)
         self._begin(waiter)
 
     def __repr__(self) -> str:
@@ -104,7 +104,7 @@ class ReadPipeTransport(Endpoint, asyncio.ReadTransport):
             self._read_on()
 
     def _read_on(self) -> None:
-        self._take_events()
+        self._renew_context()
         rc = lib.tl_stream_read_start(self._c, self._handle)
         if rc == -errno.EPERM:  # a device that cannot be waited for, such as /dev/null
             raise oserror(rc, repr(self._pipe))
@@ -251,7 +251,6 @@ class WritePipeTransport(Transport):
     def _start_reading(self) -> None:
         """Nothing is read: a pipe becomes readable here when it has lost its reader."""
         if self._watched and not self._closing:
-            self._take_events()
             rc = lib.tl_stream_read_notify(self._c, self._handle)
             if rc < 0:
                 raise oserror(rc, repr(self._pipe))

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("asyncio")
 
+_fd_of = lib.tl_fd
+
 _NO_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -90,28 +92,30 @@ class _Acceptor(EventReceiver):
         protocol = None
         # The C core remembers IP peers, also when they have reset the connection.
         extra = {"peername": self._peer(offset)} if self.kind[0] == socket.AF_UNIX else None
-        home = context if _compat.CONTEXT_OF_CONNECTION else None
-        if self._loop._debug:
-            fd, address = lib.tl_fd(self._loop._c, handle), self._peer(offset)
+        loop = self._loop
+        fd = _fd_of(loop._c, handle)
+        if loop._debug:
+            address = self._peer(offset)
             _logger.debug("%r got a new connection from %r: fd=%d", self.server, address, fd)
         try:
             protocol = self.protocol_factory()
             # A closed socket may have had this number; what is left of it must not watch ours.
-            self._loop._forget_descriptor(lib.tl_fd(self._loop._c, handle))
+            if fd in loop._descriptors:
+                loop._forget_descriptor(fd)
             if self.closed:  # by the factory
-                lib.tl_close(self._loop._c, handle)
+                lib.tl_close(loop._c, handle)
             elif self.make_tls is not None:
-                _Handshake(self, protocol).begin(handle, extra, home)
+                _Handshake(self, protocol).begin(handle, extra, context)
             else:
                 # By position: with names CPython would make a dict, and take 0.3 us more.
                 StreamTransport(
-                    self._loop, protocol, None, None, handle, self.kind, extra, self.server, home
+                    loop, protocol, None, None, handle, self.kind, extra, self.server, context
                 )
         except (SystemExit, KeyboardInterrupt):
-            lib.tl_close(self._loop._c, handle)
+            lib.tl_close(loop._c, handle)
             raise
         except BaseException as exc:
-            lib.tl_close(self._loop._c, handle)
+            lib.tl_close(loop._c, handle)
             self._failed(exc, protocol, None)
 
     def _failed(
@@ -167,12 +171,12 @@ class _Handshake:
         self._protocol = protocol
         self._transport: Any = None
 
-    def begin(self, handle: int, extra: dict[str, Any] | None, home: Context | None) -> None:
+    def begin(self, handle: int, extra: dict[str, Any] | None, context: Context) -> None:
         acceptor = self._acceptor
         assert acceptor.make_tls is not None
         self._handle = handle
         self._transport = acceptor.make_tls(
-            self._protocol, self, handle=handle, kind=acceptor.kind, extra=extra, context=home
+            self._protocol, self, handle=handle, kind=acceptor.kind, extra=extra, context=context
         )
         acceptor._loop._handshakes.add(self)
 

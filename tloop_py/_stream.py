@@ -28,6 +28,8 @@ _logger = logging.getLogger("asyncio")
 
 _write = lib.tl_stream_write  # looking it up through `lib` costs 40 ns a time
 _recv = lib.tl_stream_recv
+_read_mixed = lib.tl_stream_read_mixed
+_read_stop = lib.tl_stream_read_stop
 _tell_received = lib.tl_stream_received
 _read = os.read
 _from_buffer = ffi.from_buffer
@@ -112,20 +114,20 @@ class StreamTransport(Transport, asyncio.Transport):
             self._arena = self._loop._arena_view if copies else self._loop._arena
         buffered = isinstance(protocol, protocols.BufferedProtocol) and not tls
         changed, self._buffered = buffered != self._buffered, buffered
-        super().set_protocol(protocol)
+        self._protocol = protocol
         self._choose_way()
         if changed and self._reading and self.is_reading():
             self._read_on()
 
     def _choose_way(self) -> None:
         """What events may go the short way, past _event."""
-        if self._held or not self.is_reading():
+        if self._held or self._closing or self._paused:
             self._takes = 0
         else:
             self._takes = COPIES if self._buffered else DATA
 
     def _read_on(self) -> None:
-        rc = lib.tl_stream_read_mixed(self._c, self._handle, self._large())
+        rc = _read_mixed(self._c, self._handle, self._large())
         if rc < 0:
             self._loop.call_soon(self._fatal_error, oserror(rc), _READ_FAILED, context=self._home)
 
@@ -139,13 +141,12 @@ class StreamTransport(Transport, asyncio.Transport):
     def _start_reading(self) -> None:
         if self._handle:
             self._reading = True
-            if self.is_reading():
-                self._take_events()
+            if not (self._closing or self._paused):
                 self._read_on()
 
     def _stop_reading(self) -> None:
         self._held = ()
-        lib.tl_stream_read_stop(self._c, self._handle)
+        _read_stop(self._c, self._handle)
 
     def pause_reading(self) -> None:
         if self._closing or self._paused:
@@ -162,7 +163,7 @@ class StreamTransport(Transport, asyncio.Transport):
         self._paused = False
         self._choose_way()
         if self._reading:
-            self._take_events()
+            self._renew_context()
             if self._held:
                 self._call_soon(self._deliver_held)
             self._read_on()
@@ -182,7 +183,7 @@ class StreamTransport(Transport, asyncio.Transport):
                 self._deliver_held()
             # When paused the C core remembers, and resuming tells; so it does when the protocol has
             # just changed to one without a buffer.
-            if not self.is_reading():
+            if self._closing or self._paused:
                 return
             if kind == EOF:
                 self._received_eof()
@@ -345,17 +346,15 @@ class StreamTransport(Transport, asyncio.Transport):
         """Send; what the kernel does not take at once is copied. Never blocks."""
         outbox = self._outbox
         if outbox.is_open and not self._write_barred:
-            if type(data) is not bytes:
-                data = _small_copy(data)
-            if type(data) is bytes:
-                pending = self._pending + len(data)
+            part = data if type(data) is bytes else _small_copy(data)
+            if part:
+                pending = self._pending + len(part)
                 if pending <= SMALL:
-                    if data:
-                        self._pending = pending
-                        outbox.transports.append(self)
-                        outbox.parts.append(data)
-                        if len(outbox.parts) == BATCH:
-                            outbox.flush()
+                    self._pending = pending
+                    outbox.transports.append(self)
+                    outbox.parts.append(part)
+                    if len(outbox.parts) == BATCH:
+                        outbox.flush()
                     return
         self._write_now(self._check_write(data))
 
@@ -518,8 +517,8 @@ def _fills_reader(protocol: asyncio.BaseProtocol) -> bool:
     )
 
 
-def _small_copy(data: Any) -> Any:
-    """The bytes of a buffer that may wait in the outbox, where it must not change; others as is."""
+def _small_copy(data: Any) -> bytes | None:
+    """The bytes of a buffer that may wait in the outbox, where it must not change; else None."""
     kind = type(data)
     size = data.nbytes if kind is memoryview else len(data) if kind is bytearray else inf
-    return bytes(data) if size <= SMALL else data
+    return bytes(data) if size <= SMALL else None

@@ -1,0 +1,270 @@
+"""The least that a loop written in Python costs: a contender that is a limit, not a loop to use.
+
+It runs the same C core as tloop does, and the same protocols, tasks and futures; but a callback
+that raises ends it, nothing is checked, and there is no flow control, no debug mode, no context
+per connection, no signal, no thread. What tloop costs more than this is the price of asyncio's
+behaviour; what this costs more than a loop in C is the price of Python.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from contextvars import copy_context
+from heapq import heapify, heappop, heappush
+from itertools import count
+from struct import Struct
+from time import monotonic
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from tloop_py._compat import STEP_TYPE
+from tloop_py._ffi import ACCEPT, ADDR_BYTES, DATA, DATAGRAM, KEEP_FD, create_loop, ffi, lib
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__version__ = "the least in Python"
+
+_write, _write_batch = lib.tl_stream_write, lib.tl_stream_write_batch
+_CAPACITY = 1024
+_BATCH = 64
+_ROW = Struct("4q")
+_PACKERS = [Struct(f"={2 * count}q") for count in range(_BATCH + 1)]
+
+
+class Handle:
+    """Also a timer. An object of its own, for it can be cancelled."""
+
+    __slots__ = ("args", "callback", "cancelled", "context")
+
+    def __init__(self, context: Any, callback: Callable[..., object], args: Any) -> None:
+        self.context = context
+        self.callback = callback
+        self.args = args
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class Stream:
+    """A connection, as its protocol sees it."""
+
+    __slots__ = ("handle", "loop")
+
+    def __init__(self, loop: Loop, handle: int) -> None:
+        self.loop = loop
+        self.handle = handle
+
+    def write(self, data: bytes) -> None:
+        loop = self.loop
+        loop.written.append(self.handle)
+        loop.parts.append(data)
+        if len(loop.parts) == _BATCH:
+            loop.flush()
+
+    def get_extra_info(self, name: str) -> None:
+        return None
+
+    def is_closing(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        lib.tl_close(self.loop.c, self.handle)
+
+
+class Datagrams:
+    __slots__ = ("handle", "loop")
+
+    def __init__(self, loop: Loop, handle: int) -> None:
+        self.loop = loop
+        self.handle = handle
+
+    def sendto(self, data: bytes, place: int) -> None:
+        """To whom the address in the arena names: none is taken apart and put together again."""
+        loop = self.loop
+        loop.places.append(place)
+        loop.parts.append(data)
+        if len(loop.parts) == _BATCH:
+            loop.flush()
+
+    def get_extra_info(self, name: str) -> Any:
+        own = ffi.new("tl_addr *")
+        lib.tl_sockname(self.loop.c, self.handle, own)
+        return "127.0.0.1", lib.tl_addr_port(own)
+
+
+class Loop(asyncio.BaseEventLoop):
+    def __init__(self) -> None:
+        super().__init__()
+        self.c: Any = create_loop(None)
+        self.events: Any = ffi.new("tl_event[]", _CAPACITY)
+        self.rows: Any = ffi.buffer(self.events)
+        begin = lib.tl_loop_arena(self.c)
+        self.begin = int(ffi.cast("intptr_t", begin))
+        self.arena: Any = ffi.buffer(begin, lib.tl_loop_arena_bytes(self.c))
+        self.receive: dict[int, Callable[..., None]] = {}  # by handle
+        self.protocols: dict[int, Any] = {}  # the same; a listener's is its factory
+        self.timers: list[tuple[float, int, Handle]] = []
+        self.numbers = count()
+        self.written: list[int] = []  # handles
+        self.places: list[int] = []  # addresses of datagrams
+        self.parts: list[bytes] = []  # for either; no row has both
+        self.box: Any = ffi.new("int64_t[]", 2 * _BATCH)
+        self.box_bytes: Any = ffi.buffer(self.box)
+
+    def close(self) -> None:
+        if not self.is_closed():
+            super().close()
+            lib.tl_loop_close(self.c)
+
+    time = staticmethod(monotonic)
+
+    def call_soon(  # type: ignore[override]
+        self, callback: Callable[..., object], *args: Any, context: Any = None
+    ) -> Any:
+        if callback.__class__ is STEP_TYPE:
+            self._ready.append((context, callback))
+            return None
+        handle = Handle(copy_context() if context is None else context, callback, args)
+        self._ready.append(handle)
+        return handle
+
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Callable[..., object], *args: Any, context: Any = None
+    ) -> Any:
+        timer = Handle(copy_context() if context is None else context, callback, args)
+        heappush(self.timers, (when, next(self.numbers), timer))
+        return timer
+
+    def call_later(  # type: ignore[override]
+        self, delay: float, callback: Callable[..., object], *args: Any, context: Any = None
+    ) -> Any:
+        return self.call_at(monotonic() + delay, callback, *args, context=context)
+
+    def _run_once(self) -> None:
+        """Until stop(), as tloop's."""
+        ready, timers, rows = self._ready, self.timers, self.rows
+        rows_of, size, poll, c = _ROW.iter_unpack, _ROW.size, lib.tl_loop_poll, self.c
+        while True:
+            if ready and not (timers or self.protocols or self._stopping):
+                self.run(len(ready))  # the kernel has nothing for it
+                continue
+            n = poll(c, self.events, _CAPACITY, self.patience())
+            before = len(ready)
+            if timers:
+                self.move_due()
+            if n:
+                self.dispatch(rows_of(rows[: n * size]))
+            self.run(before)
+            if self.parts:
+                self.flush()
+            if self._stopping:
+                break
+
+    def patience(self) -> int:
+        timers = self.timers
+        if timers and timers[0][2].cancelled:
+            timers[:] = [timer for timer in timers if not timer[2].cancelled]
+            heapify(timers)
+        if self._ready or self._stopping:
+            return 0
+        return max(int((timers[0][0] - monotonic()) * 1e9) + 1, 0) if timers else -1
+
+    def move_due(self) -> None:
+        now, timers = monotonic(), self.timers
+        while timers and timers[0][0] <= now:
+            self._ready.append(heappop(timers)[2])
+
+    def run(self, count: int) -> None:
+        popleft = self._ready.popleft
+        item: Any
+        for _ in range(count):
+            item = popleft()
+            if item.__class__ is tuple:
+                item[0].run(item[1])
+            elif not item.cancelled:
+                if len(item.args) == 1:  # a starred call costs 0.1 us more
+                    item.context.run(item.callback, item.args[0])
+                else:
+                    item.context.run(item.callback, *item.args)
+
+    def dispatch(self, events: Any) -> None:
+        receive, arena = self.receive, self.arena
+        for handle, kind, result, offset in events:
+            if kind == DATA:
+                receive[handle](arena[offset : offset + result])
+            elif kind == DATAGRAM:
+                place = self.begin + offset - ADDR_BYTES
+                receive[handle](arena[offset : offset + result], place)
+            elif kind == ACCEPT:
+                self.accepted(handle, result)
+            elif handle in receive:
+                del receive[handle]
+                lib.tl_close(self.c, handle)
+                protocol = self.protocols.pop(handle)
+                protocol.eof_received()
+                protocol.connection_lost(None)
+
+    def accepted(self, listener: int, handle: int) -> None:
+        self.protocols[handle] = protocol = self.protocols[listener]()
+        if isinstance(protocol, asyncio.BufferedProtocol):
+            self.receive[handle] = copier(protocol)
+        else:
+            self.receive[handle] = protocol.data_received
+        protocol.connection_made(Stream(self, handle))
+        lib.tl_stream_read_start(self.c, handle)
+
+    def flush(self) -> None:
+        parts, count = [bytes(part) for part in self.parts], len(self.parts)
+        self.parts = []
+        if self.places:
+            places, self.places = self.places, []
+            _PACKERS[count].pack_into(self.box_bytes, 0, *map(len, parts), *places)
+            (handle,) = self.receive
+            lib.tl_udp_send_rows(self.c, handle, self.box, count, b"".join(parts))
+            return
+        written, self.written = self.written, []
+        if count == 1:
+            _write(self.c, written[0], parts[0], len(parts[0]))
+        else:
+            _PACKERS[count].pack_into(self.box_bytes, 0, *written, *map(len, parts))
+            _write_batch(self.c, self.box, count, b"".join(parts))
+
+    async def create_server(  # type: ignore[override]
+        self, factory: Callable[[], Any], host: str, port: int, *, backlog: int, ssl: object = None
+    ) -> Any:
+        server = socket.create_server((host, port), backlog=backlog)
+        server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        handle = lib.tl_listener_open(self.c, server.fileno(), KEEP_FD)
+        self.protocols[handle] = factory
+        return SimpleNamespace(sockets=[server])
+
+    async def create_datagram_endpoint(  # type: ignore[override]
+        self, factory: Callable[[], Any], local: tuple[str, int]
+    ) -> tuple[Datagrams, Any]:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.setblocking(False)
+        sock.bind(local)
+        handle, protocol = lib.tl_udp_open(self.c, sock.detach(), 0), factory()
+        self.receive[handle] = protocol.datagram_received
+        transport = Datagrams(self, handle)
+        protocol.connection_made(transport)
+        lib.tl_udp_read_start(self.c, handle)
+        return transport, protocol
+
+
+def copier(protocol: asyncio.BufferedProtocol) -> Callable[[bytes], None]:
+    get_buffer, updated, copy = protocol.get_buffer, protocol.buffer_updated, ffi.memmove
+
+    def receive(data: bytes) -> None:
+        size = len(data)
+        copy(get_buffer(-1), data, size)
+        updated(size)
+
+    return receive
+
+
+def new_event_loop() -> Loop:
+    return Loop()
