@@ -14,6 +14,7 @@ from asyncio import sslproto
 from typing import Any, Final
 
 from tloop_py._base import SSLProtocolBase, SSLTransportBase
+from tloop_py._reader import keep_chunks
 
 _HANDSHAKE: Final = sslproto.SSLProtocolState.DO_HANDSHAKE
 _WRAPPED: Final = sslproto.SSLProtocolState.WRAPPED
@@ -98,6 +99,8 @@ class SSLProtocol(SSLProtocolBase):
 
     def _set_app_protocol(self, app_protocol: Any) -> None:
         super()._set_app_protocol(app_protocol)
+        if not self._loop._debug:
+            keep_chunks(app_protocol)
         if self._app_protocol_is_buffer:
             get_buffer = self._app_protocol_get_buffer
             # asyncio reads into slices of it; those of a bytearray are copies, and lost.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tloop_py._ffi import DATA, DRAIN, EOF, ERROR, KEEP_FD, WRITE, ffi, lib, oserror
 from tloop_py._outbox import BATCH, SMALL, Outbox
+from tloop_py._reader import keep_chunks
 from tloop_py._receiver import COPIES
 from tloop_py._ssl import SSLProtocol
 from tloop_py._transport import Transport, adopt
@@ -109,9 +110,11 @@ class StreamTransport(Transport, asyncio.Transport):
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         tls = isinstance(protocol, SSLProtocol)
-        if self._loop is not None:  # else closed, and asyncio's sendfile() restores the protocol
-            copies = tls or _fills_reader(protocol)
-            self._arena = self._loop._arena_view if copies else self._loop._arena
+        loop = self._loop
+        if loop is not None:  # else closed, and asyncio's sendfile() restores the protocol
+            self._arena = loop._arena_view if tls else loop._arena
+            if not loop._debug:
+                keep_chunks(protocol)
         buffered = isinstance(protocol, protocols.BufferedProtocol) and not tls
         changed, self._buffered = buffered != self._buffered, buffered
         self._protocol = protocol
@@ -507,14 +510,6 @@ class StreamTransport(Transport, asyncio.Transport):
         if self._lent is not None:  # sendfile fails now, instead of keeping the connection open
             with contextlib.suppress(OSError):
                 self._lent.shutdown(socket.SHUT_RDWR)
-
-
-def _fills_reader(protocol: asyncio.BaseProtocol) -> bool:
-    """Does it do nothing with received bytes but append them to asyncio's StreamReader?"""
-    return (
-        type(protocol) is asyncio.StreamReaderProtocol
-        and type(protocol._stream_reader) is asyncio.StreamReader  # type: ignore[attr-defined]
-    )
 
 
 def _small_copy(data: Any) -> bytes | None:
