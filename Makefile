@@ -38,7 +38,7 @@ c_sources := $(wildcard tloop.h tloop_tls.h \
 # What the compiler needs for mbedTLS, one word per line; empty when there is none.
 tls := build/mbedtls.flags
 
-.PHONY: all demo soak test test-fast test-all test-next test-pypy
+.PHONY: all demo soak test test-fast test-fast-tls test-fast-rest test-all test-next test-pypy
 .PHONY: test-c test-py test-apps test-interop test-stdlib test-once interop fuzz fuzz-short
 .PHONY: asan tsan lint lint-cdef lint-python lint-types lint-format lint-c format
 .PHONY: bench bench-full bench-matrix bench-report compatibility examples module mbedtls tools clean
@@ -146,8 +146,14 @@ bench-report:
 
 test: test-c test-once test-py test-apps test-interop test-stdlib
 
+# In two processes: most tests wait more than they work.
+fast_tls := $(filter tests/test_tls% tests/test_start_tls% tests/test_sendfile%,$(behaviour))
 test-fast: module $(VENV)/test.stamp
-	@TLOOP_TEST_LOOPS=tloop $(pytest) $(behaviour) $(once) -m "not slow"
+	@$(MAKE) --no-print-directory --output-sync -j2 test-fast-tls test-fast-rest
+test-fast-tls: private files := $(fast_tls)
+test-fast-rest: private files := $(filter-out $(fast_tls),$(behaviour))
+test-fast-tls test-fast-rest:
+	@TLOOP_TEST_LOOPS=tloop $(pytest) $(files) -m "not slow"
 
 test-c: $(tls)
 	@$(MAKE) -C tests/c check

@@ -521,3 +521,51 @@ async def test_a_sendfile_cancelled_behind_a_queue_leaves_the_transport_usable(
         assert (await read_all(far, 2_000_005))[-6:] == b"qafter"
         far.send(b"in")
         assert await protocol.received(2) == b"in"
+
+
+def reads_without_waiting(path: Path) -> bool:
+    """Does this file system tell what it has in memory?"""
+    with path.open("rb") as file:
+        try:
+            return os.preadv(file.fileno(), [bytearray(1)], 0, os.RWF_NOWAIT) == 1
+        except (AttributeError, OSError):
+            return False
+
+
+@pytest.mark.loops("tloop")
+@pytest.mark.parametrize("absent", [0, 1, 2, 5])
+@pytest.mark.parametrize("count", [None, 1_000_001])
+async def test_what_is_in_memory_of_a_file_needs_no_thread(
+    loop: Loop,
+    tmp_path: Path,
+    file: BinaryIO,
+    monkeypatch: pytest.MonkeyPatch,
+    absent: int,
+    count: int | None,
+) -> None:
+    """Of every so many pieces one must be waited for; 0: none, 1: each."""
+    if not reads_without_waiting(tmp_path / "file"):
+        pytest.skip("this system cannot tell what it has in memory of a file")
+    failing_sendfile(monkeypatch, 0, no_socket())  # so that the file is read
+    pieces, trips = [], []
+    preadv, in_executor = os.preadv, loop.run_in_executor
+
+    def sometimes(*args: Any) -> int:
+        pieces.append(args)
+        if absent and len(pieces) % absent == 0:
+            raise BlockingIOError
+        return preadv(*args)
+
+    def counted(*args: Any) -> Any:
+        trips.append(args)
+        return in_executor(*args)
+
+    monkeypatch.setattr(os, "preadv", sometimes)
+    monkeypatch.setattr(loop, "run_in_executor", counted)
+    async with connected(Recorder()) as (transport, _, far):
+        expected = DATA[7:][:count]
+        reading = loop.create_task(read_all(far, len(expected)))
+        sent = await loop.sendfile(transport, file, 7, count)
+        assert len(trips) == (len(pieces) // absent if absent else 0)
+        assert file.tell() == 7 + sent
+        assert await reading == expected

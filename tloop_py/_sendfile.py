@@ -11,6 +11,7 @@ import functools
 import io
 import os
 import sys
+from asyncio import tasks
 from asyncio.exceptions import SendfileNotAvailableError
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _MAX_PIECE = sys.maxsize // 2 + 1  # 1 GiB where a size has 32 bits
 # asyncio reads 16 KiB per trip to the executor; the trips cost four times as much as TLS itself.
 _READ = 256 * 1024
+_FILES = (io.BufferedReader, io.BufferedRandom, io.FileIO)  # which have nothing but what is on disk
 
 
 class SendfileMixin(BaseLoop):
@@ -52,10 +54,19 @@ class SendfileMixin(BaseLoop):
         buffer = memoryview(bytearray(min(count or _READ, _READ)))
         protocol = base_events._SendfileFallbackProtocol(transp)
         sent = 0
+        passed = False  # was something read past the file object?
         try:
             while not count or sent < count:
                 part = buffer[: count - sent] if count else buffer
-                read: int = await self.run_in_executor(None, file.readinto, part)
+                read = _read_cached(file, part, offset + sent)
+                if read is not None:
+                    passed = True
+                    await tasks.sleep(0)  # others get their turn
+                else:
+                    if passed:
+                        file.seek(offset + sent)
+                    passed = False
+                    read = await self.run_in_executor(None, file.readinto, part)
                 if not read:
                     break
                 await protocol.drain()
@@ -136,6 +147,16 @@ class SendfileMixin(BaseLoop):
         """As on asyncio the position of the file stays where it was."""
         if fut.cancelled() and sock.fileno() != -1:
             self.remove_writer(sock)
+
+
+def _read_cached(file: Any, part: memoryview, position: int) -> int | None:
+    """What is in memory of a file, without a trip to the executor; None: go there."""
+    if type(file) not in _FILES or not hasattr(os, "RWF_NOWAIT"):
+        return None
+    try:
+        return os.preadv(file.fileno(), [part], position, os.RWF_NOWAIT)
+    except OSError:  # not all is there, or this file system or kernel cannot tell
+        return None
 
 
 def _number_and_size(file: Any) -> tuple[int, int]:
