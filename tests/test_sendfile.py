@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import bz2
 import errno
 import io
 import os
@@ -521,6 +522,20 @@ async def test_a_sendfile_cancelled_behind_a_queue_leaves_the_transport_usable(
         assert (await read_all(far, 2_000_005))[-6:] == b"qafter"
         far.send(b"in")
         assert await protocol.received(2) == b"in"
+
+
+async def test_a_file_that_decompresses_is_sent_as_it_reads(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing_sendfile(monkeypatch, 0, no_socket())  # it would send what is on disk
+    with bz2.open(tmp_path / "packed", "wb") as packed:
+        packed.write(DATA[:300_000])
+    raw: Any = bz2.open(tmp_path / "packed")  # noqa: SIM115
+    with io.BufferedReader(raw) as file:
+        async with connected(Recorder()) as (transport, _, far):
+            reading = loop.create_task(read_all(far, 300_000))
+            assert await loop.sendfile(transport, file) == 300_000
+            assert await reading == DATA[:300_000]
 
 
 def reads_without_waiting(path: Path) -> bool:

@@ -27,10 +27,9 @@ class ChunkReader(StreamReader):
         _eof: bool
         _exception: BaseException | None
         _limit: int
+        _loop: asyncio.AbstractEventLoop
         _paused: bool
         _transport: Any
-
-        _loop: asyncio.AbstractEventLoop
         _waiter: asyncio.Future[None] | None
 
         async def _wait_for_data(self, func_name: str) -> None: ...

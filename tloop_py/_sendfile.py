@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _MAX_PIECE = sys.maxsize // 2 + 1  # 1 GiB where a size has 32 bits
 # asyncio reads 16 KiB per trip to the executor; the trips cost four times as much as TLS itself.
 _READ = 256 * 1024
-_FILES = (io.BufferedReader, io.BufferedRandom, io.FileIO)  # which have nothing but what is on disk
+_FILES = (io.BufferedReader, io.BufferedRandom, io.FileIO)
 
 
 class SendfileMixin(BaseLoop):
@@ -151,7 +151,8 @@ class SendfileMixin(BaseLoop):
 
 def _read_cached(file: Any, part: memoryview, position: int) -> int | None:
     """What is in memory of a file, without a trip to the executor; None: go there."""
-    if type(file) not in _FILES or not hasattr(os, "RWF_NOWAIT"):
+    raw = getattr(file, "raw", file)  # another one may decompress, or be no file
+    if type(file) not in _FILES or type(raw) is not io.FileIO or not hasattr(os, "RWF_NOWAIT"):
         return None
     try:
         return os.preadv(file.fileno(), [part], position, os.RWF_NOWAIT)
