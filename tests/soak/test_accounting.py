@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import random
+import select
 import socket
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 
 from tests.loopkit import new_tloop
-from tests.soak.accounting import growth, slope
+from tests.soak.accounting import Census, growth, slope
 from tests.soak.catalogue import ALL
 from tests.soak.driver import Plan, soak
 from tests.soak.field import Field, Load, Round
@@ -79,6 +80,18 @@ def test_a_descriptor_is_found() -> None:
     text = problems(first_only(lambda: os.open("/dev/null", os.O_RDONLY)))
     os.close(kept[1])
     assert "was left open: /dev/null" in text
+
+
+def test_a_poll_set_is_found() -> None:
+    text = problems(first_only(select.epoll))
+    kept[1].close()
+    assert "1 poll sets were left open" in text
+
+
+def test_a_poll_set_under_another_number_is_no_other_one() -> None:
+    before = Census({"5": "anon_inode:[eventpoll]"}, frozenset(), 1, ())
+    after = Census({"9": "anon_inode:[eventpoll]"}, frozenset(), 1, ())
+    assert after.complaints(before) == []
 
 
 def test_a_handle_is_found() -> None:
