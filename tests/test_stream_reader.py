@@ -107,6 +107,16 @@ async def test_read_of_nothing_leaves_what_is_there(loop: Loop) -> None:
         assert await reader.read(4) == b"kept"
 
 
+async def test_a_size_that_is_no_integer_is_refused(loop: Loop) -> None:
+    async with reader_of() as (reader, _):
+        reader.feed_data(b"kept")
+        for size in (float("inf"), 2.5, "4"):
+            with pytest.raises(TypeError):
+                await reader.read(size)
+        assert await reader.read(True) == b"k"
+        assert await reader.read(4) == b"ept"
+
+
 async def test_the_buffer_holds_what_was_fed(loop: Loop) -> None:
     async with reader_of() as (reader, _):
         reader.feed_data(b"seen")

@@ -49,7 +49,7 @@ class ChunkReader(StreamReader):
                 self._paused = True
 
     async def read(self, n: int = -1) -> bytes:
-        if n > 0 and self._exception is None and type(self) is ChunkReader:
+        if type(n) is int and n > 0 and self._exception is None and type(self) is ChunkReader:
             if not (self._chunk or self._bytes or self._eof):
                 if self._waiter is not None or self._paused:
                     await self._wait_for_data("read")  # which refuses, or resumes
