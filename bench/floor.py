@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from tloop_py._compat import STEP_TYPE
 from tloop_py._ffi import ACCEPT, ADDR_BYTES, DATA, DATAGRAM, KEEP_FD, create_loop, ffi, lib
+from tloop_py._outbox import BATCH, PACKERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,9 +29,7 @@ __version__ = "the least in Python"
 
 _write, _write_batch = lib.tl_stream_write, lib.tl_stream_write_batch
 _CAPACITY = 1024
-_BATCH = 64
 _ROW = Struct("4q")
-_PACKERS = [Struct(f"={2 * count}q") for count in range(_BATCH + 1)]
 
 
 class Handle:
@@ -61,7 +60,7 @@ class Stream:
         loop = self.loop
         loop.written.append(self.handle)
         loop.parts.append(data)
-        if len(loop.parts) == _BATCH:
+        if len(loop.parts) == BATCH:
             loop.flush()
 
     def get_extra_info(self, name: str) -> None:
@@ -86,7 +85,7 @@ class Datagrams:
         loop = self.loop
         loop.places.append(place)
         loop.parts.append(data)
-        if len(loop.parts) == _BATCH:
+        if len(loop.parts) == BATCH:
             loop.flush()
 
     def get_extra_info(self, name: str) -> Any:
@@ -111,7 +110,7 @@ class Loop(asyncio.BaseEventLoop):
         self.written: list[int] = []  # handles
         self.places: list[int] = []  # addresses of datagrams
         self.parts: list[bytes] = []  # for either; no row has both
-        self.box: Any = ffi.new("int64_t[]", 2 * _BATCH)
+        self.box: Any = ffi.new("int64_t[]", 2 * BATCH)
         self.box_bytes: Any = ffi.buffer(self.box)
 
     def close(self) -> None:
@@ -221,7 +220,7 @@ class Loop(asyncio.BaseEventLoop):
         self.parts = []
         if self.places:
             places, self.places = self.places, []
-            _PACKERS[count].pack_into(self.box_bytes, 0, *map(len, parts), *places)
+            PACKERS[count].pack_into(self.box_bytes, 0, *map(len, parts), *places)
             (handle,) = self.receive
             lib.tl_udp_send_rows(self.c, handle, self.box, count, b"".join(parts))
             return
@@ -229,7 +228,7 @@ class Loop(asyncio.BaseEventLoop):
         if count == 1:
             _write(self.c, written[0], parts[0], len(parts[0]))
         else:
-            _PACKERS[count].pack_into(self.box_bytes, 0, *written, *map(len, parts))
+            PACKERS[count].pack_into(self.box_bytes, 0, *written, *map(len, parts))
             _write_batch(self.c, self.box, count, b"".join(parts))
 
     async def create_server(  # type: ignore[override]

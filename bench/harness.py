@@ -41,7 +41,7 @@ LOAD_CORE = _CORES[1 % len(_CORES)]
 
 @dataclass(frozen=True)
 class Contender:
-    """A loop on some interpreter, a C program, or FLOOR. ``+primed`` primes the allocator first;
+    """A loop on some interpreter, a C program, or a limit. ``+primed`` primes the allocator first;
     ``+mbedtls`` has TLS rows served by a ``TLSContext``."""
 
     name: str
@@ -73,7 +73,7 @@ class Contender:
                 PROGRAMS[self.loop].tls,
                 False,
             )
-        if self.loop == FLOOR:
+        if self.loop == serve.FLOOR:
             return row.kind.server in FLOOR_SERVES and not (row.kind.tls or row.kind.unix)
         return row.kind.tls or "+mbedtls" not in self.name
 
@@ -119,10 +119,8 @@ PROGRAMS = {
     "tloop_tls.h": Program("examples/tls_echo.c", ("0", str(serve.CERTIFICATE)), tls=True),
 }
 
-# The least that a loop in Python can cost, in floor.py, and the modes of serve.py that it has.
-FLOOR = "floor"
-FLOOR_SERVES = ("protocol", "buffered", "streams", "udp", "udp-count")
-LIMITS = {*PROGRAMS, FLOOR}  # what nobody would use as an event loop of asyncio
+FLOOR_SERVES = ("protocol", "buffered", "streams", "udp", "udp-count")  # modes of serve.py
+LIMITS = {*PROGRAMS, serve.FLOOR}  # what nobody would use as an event loop of asyncio
 
 
 def compile_c(source: str, *flags: str, name: str | None = None) -> bool:

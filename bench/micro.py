@@ -19,7 +19,7 @@ import services
 import work
 from rounds import Measured, Sample
 
-LOOPS = f"tloop,uvloop,asyncio,{harness.FLOOR}"
+LOOPS = f"tloop,uvloop,asyncio,{serve.FLOOR}"
 PEERS = ",".join(["uvloop+primed", "asyncio+primed", *rows.PEERS])
 COST = "cpu_ns"
 

@@ -19,6 +19,7 @@ import harness
 import plots
 import rounds
 import rows
+import serve
 import work
 from rounds import BUILD, ROOT, Measured
 
@@ -400,7 +401,7 @@ class Page:
         for line in self.report.lines.values():
             own = {name: line.median(name, line.cost) for name in line.summary if "tloop" in name}
             costs = [cost for name, cost in own.items() if cost and name not in harness.LIMITS]
-            lead, least = line.median(line.leader, line.cost), line.median(harness.FLOOR, line.cost)
+            lead, least = line.median(line.leader, line.cost), line.median(serve.FLOOR, line.cost)
             if costs and lead and min(costs) > LOST * lead:
                 floor = f"{least / lead:.2f}" if least else "-"
                 cells = (number(min(costs)), line.leader, number(lead), floor)
@@ -514,7 +515,7 @@ def summary(reports: Iterable[Report]) -> str:
     """The main rows of each interpreter, before all others."""
     parts = ["## In short, 50 connections"]
     for report in reports:
-        if short := short_table(report, SUMMARY, harness.FLOOR):
+        if short := short_table(report, SUMMARY, serve.FLOOR):
             parts += [f"### {report.python}", short]
     return "\n\n".join(parts)
 

@@ -36,6 +36,7 @@ BACKLOG = 1024
 
 CERTIFICATE = Path(__file__).parent.parent / "tests" / "tls" / "server.pem"
 MODULES = {"tloop": "tloop_py"}  # every other loop is named like its module
+FLOOR = "floor"  # floor.py: the least that a loop in Python can cost
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n"
 RESPONSE = HEAD % len(rows.HELLO) + rows.HELLO

@@ -238,7 +238,7 @@ class Work:
     floor: bool = False  # is there a least in Python?
 
     def takes(self, loop: str) -> bool:
-        return self.floor if loop == "floor" else self.primed or "+" not in loop
+        return self.floor if loop == serve.FLOOR else self.primed or "+" not in loop
 
 
 ROWS = {

@@ -227,6 +227,19 @@ async def connected(
         await turns()
 
 
+@asynccontextmanager
+async def streams(
+    limit: int = 1 << 16,
+) -> AsyncIterator[tuple[Any, asyncio.StreamWriter, socket.socket]]:
+    """Reader and writer of a TCP connection, and the raw non-blocking socket at its end."""
+    near, far = tcp_sockets()
+    reader, writer = await asyncio.open_connection(sock=near, limit=limit)
+    with far:
+        yield reader, writer, far
+    writer.close()
+    await asyncio.gather(writer.wait_closed(), return_exceptions=True)
+
+
 def open_fds() -> dict[str, str]:
     """Every open file descriptor and what it refers to."""
     found = {}

@@ -47,7 +47,7 @@ def test_row(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ["protocol", "connect", "buffered", "streams", "udp", "udp-flood"])
 def test_floor(name: str) -> None:
     """The limit answers like a loop, in the rows that it has."""
-    serves_row(harness.FLOOR, rows.Row.parse(name))
+    serves_row(serve.FLOOR, rows.Row.parse(name))
 
 
 def serves_row(name: str, row: rows.Row) -> None:

@@ -5,27 +5,15 @@ from __future__ import annotations
 
 import asyncio
 import random
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from loopkit import tcp_sockets, turns, until
+from loopkit import streams, turns, until
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncIterator
 
     from loopkit import Loop
-
-
-@asynccontextmanager
-async def reader_of(limit: int = 1 << 16) -> AsyncIterator[tuple[Any, socket.socket]]:
-    near, far = tcp_sockets()
-    reader, writer = await asyncio.open_connection(sock=near, limit=limit)
-    with far:
-        yield reader, far
-    writer.close()
-    await asyncio.gather(writer.wait_closed(), return_exceptions=True)
 
 
 async def take(reader: Any, rng: random.Random, left: bytes) -> bytes:
@@ -59,7 +47,7 @@ async def test_any_mixture_of_methods_gives_the_bytes_in_order(loop: Loop, seed:
             await loop.sock_sendall(far, piece)
             await turns(rng.randrange(4))
 
-    async with reader_of() as (reader, far):
+    async with streams() as (reader, _, far):
         sending = loop.create_task(send(far))
         done = 0
         while done < len(message):
@@ -71,7 +59,7 @@ async def test_any_mixture_of_methods_gives_the_bytes_in_order(loop: Loop, seed:
 
 @pytest.mark.parametrize("feeds", [[b"alone"], [b"first", b"second"], [bytearray(b"array")]])
 async def test_what_was_fed_is_read(loop: Loop, feeds: list[Any]) -> None:
-    async with reader_of() as (reader, _):
+    async with streams() as (reader, _, _):
         for data in feeds:
             reader.feed_data(data)
         reader.feed_data(b"")
@@ -91,7 +79,7 @@ async def test_what_was_fed_is_read(loop: Loop, feeds: list[Any]) -> None:
 async def test_a_chunk_that_comes_alone_is_not_copied(loop: Loop) -> None:
     chunk = b"x" * 1000
     loop.set_debug(False)  # in which the reader is asyncio's
-    async with reader_of() as (reader, _):
+    async with streams() as (reader, _, _):
         for _ in range(3):
             reader.feed_data(chunk)
             assert await reader.read(4096) is chunk
@@ -101,14 +89,14 @@ async def test_a_chunk_that_comes_alone_is_not_copied(loop: Loop) -> None:
 
 
 async def test_read_of_nothing_leaves_what_is_there(loop: Loop) -> None:
-    async with reader_of() as (reader, _):
+    async with streams() as (reader, _, _):
         reader.feed_data(b"kept")
         assert await reader.read(0) == b""
         assert await reader.read(4) == b"kept"
 
 
 async def test_a_size_that_is_no_integer_is_refused(loop: Loop) -> None:
-    async with reader_of() as (reader, _):
+    async with streams() as (reader, _, _):
         reader.feed_data(b"kept")
         for size in (float("inf"), 2.5, "4"):
             with pytest.raises(TypeError):
@@ -118,7 +106,7 @@ async def test_a_size_that_is_no_integer_is_refused(loop: Loop) -> None:
 
 
 async def test_the_buffer_holds_what_was_fed(loop: Loop) -> None:
-    async with reader_of() as (reader, _):
+    async with streams() as (reader, _, _):
         reader.feed_data(b"seen")
         assert repr(reader).startswith("<StreamReader 4 bytes transport=")
         assert reader._buffer == bytearray(b"seen")
@@ -129,7 +117,7 @@ async def test_the_buffer_holds_what_was_fed(loop: Loop) -> None:
 
 
 async def test_a_kept_method_feeds_the_reader_of_later(loop: Loop) -> None:
-    async with reader_of() as (reader, _):
+    async with streams() as (reader, _, _):
         feed, read, exactly = reader.feed_data, reader.read(100), reader.readexactly(1)
         feed(b"1line\n")
         assert await exactly == b"1"
@@ -139,7 +127,7 @@ async def test_a_kept_method_feeds_the_reader_of_later(loop: Loop) -> None:
 
 
 async def test_too_much_pauses_reading_until_it_is_read(loop: Loop) -> None:
-    async with reader_of(limit=1000) as (reader, _):
+    async with streams(limit=1000) as (reader, _, _):
         transport = reader._transport
         reader.feed_data(b"x" * 2000)
         assert transport.is_reading()
@@ -157,7 +145,7 @@ async def test_too_much_pauses_reading_until_it_is_read(loop: Loop) -> None:
 
 
 async def test_a_large_chunk_pauses_reading_until_it_is_read(loop: Loop) -> None:
-    async with reader_of(limit=1000) as (reader, far):
+    async with streams(limit=1000) as (reader, _, far):
         far.send(b"x" * 3000)
         await until(lambda: not reader._transport.is_reading())
         assert await reader.read(3000) == b"x" * 3000
@@ -168,7 +156,7 @@ async def test_a_large_chunk_pauses_reading_until_it_is_read(loop: Loop) -> None
 
 @pytest.mark.parametrize("method", ["read", "readexactly"])
 async def test_one_coroutine_waits_at_a_time(loop: Loop, method: str) -> None:
-    async with reader_of() as (reader, far):
+    async with streams() as (reader, _, far):
         first, second = [loop.create_task(getattr(reader, method)(1)) for _ in range(2)]
         await turns()
         with pytest.raises(RuntimeError, match=f"{method}.. called while another coroutine"):
@@ -178,7 +166,7 @@ async def test_one_coroutine_waits_at_a_time(loop: Loop, method: str) -> None:
 
 
 async def test_an_exception_comes_before_what_was_fed(loop: Loop) -> None:
-    async with reader_of() as (reader, _):
+    async with streams() as (reader, _, _):
         reader.feed_data(b"late")
         reader.set_exception(ValueError("first"))
         with pytest.raises(ValueError, match="first"):
@@ -186,14 +174,14 @@ async def test_an_exception_comes_before_what_was_fed(loop: Loop) -> None:
 
 
 async def test_feeding_after_the_end_is_refused(loop: Loop) -> None:
-    async with reader_of() as (reader, _):
+    async with streams() as (reader, _, _):
         reader.feed_eof()
         with pytest.raises(AssertionError, match="feed_data after feed_eof"):
             reader.feed_data(b"late")
 
 
 async def test_a_cancelled_read_loses_nothing(loop: Loop) -> None:
-    async with reader_of() as (reader, far):
+    async with streams() as (reader, _, far):
         reading = loop.create_task(reader.read(100))
         await turns()
         reading.cancel()
@@ -207,14 +195,14 @@ async def test_methods_replaced_on_the_class_are_used(
 ) -> None:
     fed: list[bytes] = []
     monkeypatch.setattr(asyncio.StreamReader, "feed_data", lambda _, data: fed.append(data))
-    async with reader_of() as (_, far):
+    async with streams() as (_, _, far):
         far.send(b"watched")
         await until(lambda: b"".join(fed) == b"watched")
 
 
 async def test_debug_mode_keeps_the_reader_of_asyncio(loop: Loop) -> None:
     loop.set_debug(True)
-    async with reader_of() as (reader, far):
+    async with streams() as (reader, _, far):
         assert type(reader) is asyncio.StreamReader
         far.send(b"seen")
         assert await reader.read(100) == b"seen"

@@ -4,26 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from loopkit import Loop, Recorder, connected, send_reset, tcp_sockets, turns, until
+from loopkit import Loop, Recorder, connected, send_reset, streams, tcp_sockets, turns, until
 
 pytestmark = pytest.mark.usefixtures("loop")
-
-Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter, socket.socket]
-
-
-@asynccontextmanager
-async def streams(limit: int = 1 << 16) -> AsyncIterator[Streams]:
-    near, far = tcp_sockets()
-    reader, writer = await asyncio.open_connection(sock=near, limit=limit)
-    with far:
-        yield reader, writer, far
-    writer.close()
-    await asyncio.gather(writer.wait_closed(), return_exceptions=True)
 
 
 async def test_every_way_to_read(loop: Loop) -> None:

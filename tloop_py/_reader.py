@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import asyncio
 
+    from tloop_py._base import BaseLoop
+
 _feed_data, _read = StreamReader.feed_data, StreamReader.read
 
 
@@ -95,10 +97,10 @@ def _make_plain(reader: Any) -> None:
     reader._buffer = buffer
 
 
-def keep_chunks(protocol: asyncio.BaseProtocol) -> None:
+def keep_chunks(loop: BaseLoop, protocol: asyncio.BaseProtocol) -> None:
     """Have the reader of a stream protocol hand over chunks, where both classes are asyncio's own,
-    and unchanged. Not for debug mode."""
-    if type(protocol) is not StreamReaderProtocol:
+    and unchanged. Not in debug mode."""
+    if type(protocol) is not StreamReaderProtocol or loop._debug:
         return
     reader: Any = protocol._stream_reader  # type: ignore[attr-defined]
     kind = type(reader)

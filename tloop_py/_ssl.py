@@ -99,8 +99,7 @@ class SSLProtocol(SSLProtocolBase):
 
     def _set_app_protocol(self, app_protocol: Any) -> None:
         super()._set_app_protocol(app_protocol)
-        if not self._loop._debug:
-            keep_chunks(app_protocol)
+        keep_chunks(self._loop, app_protocol)
         if self._app_protocol_is_buffer:
             get_buffer = self._app_protocol_get_buffer
             # asyncio reads into slices of it; those of a bytearray are copies, and lost.

@@ -113,8 +113,7 @@ class StreamTransport(Transport, asyncio.Transport):
         loop = self._loop
         if loop is not None:  # else closed, and asyncio's sendfile() restores the protocol
             self._arena = loop._arena_view if tls else loop._arena
-            if not loop._debug:
-                keep_chunks(protocol)
+            keep_chunks(loop, protocol)
         buffered = isinstance(protocol, protocols.BufferedProtocol) and not tls
         changed, self._buffered = buffered != self._buffered, buffered
         self._protocol = protocol
