@@ -42,18 +42,45 @@ DefaultEventLoopPolicy: Any = getattr(unix_events, f"{_mark}DefaultEventLoopPoli
 set_event_loop_policy: Any = getattr(events, f"{_mark}set_event_loop_policy", None)
 
 
-def attach(server: Server, transport: asyncio.BaseTransport) -> None:
-    if _ATTACH_TAKES_TRANSPORT:
-        server._attach(transport)  # type: ignore[attr-defined]
-    else:
-        server._attach()  # type: ignore[attr-defined]
+class Clients:
+    """The transports of a server, which the loop knows. Stands for asyncio's WeakSet (from 3.13),
+    which takes 0.7 us and 140 bytes for each connection."""
+
+    __slots__ = ("_loop", "_server", "count")
+
+    def __init__(self, loop: Any, server: Server) -> None:
+        self.count = 0
+        self._loop = loop
+        self._server = server
+
+    def __len__(self) -> int:
+        return self.count
+
+    def add(self, transport: object) -> None:
+        self.count += 1
+
+    def discard(self, transport: object) -> None:
+        self.count -= 1
+
+    def copy(self) -> list[Any]:
+        known = self._loop._transports.values()
+        return [t for t in known if getattr(t, "_server", None) is self._server]
 
 
-def detach(server: Server, transport: asyncio.BaseTransport) -> None:
+def attach(server: Any, transport: asyncio.BaseTransport) -> None:
     if _ATTACH_TAKES_TRANSPORT:
-        server._detach(transport)  # type: ignore[attr-defined]
+        server._attach(transport)
     else:
-        server._detach()  # type: ignore[attr-defined]
+        server._attach()
+
+
+def detach(server: Any, transport: asyncio.BaseTransport) -> None:
+    if not _ATTACH_TAKES_TRANSPORT:
+        server._detach()
+    elif type(server._clients) is Clients and server._clients.count > 1:
+        server._clients.count -= 1  # all that _detach does, unless it was the last
+    else:
+        server._detach(transport)
 
 
 def _find_step_type() -> type | None:

@@ -93,15 +93,14 @@ class _Acceptor(EventReceiver):
         # The C core remembers IP peers, also when they have reset the connection.
         extra = {"peername": self._peer(offset)} if self.kind[0] == socket.AF_UNIX else None
         loop = self._loop
-        fd = _fd_of(loop._c, handle)
         if loop._debug:
-            address = self._peer(offset)
+            address, fd = self._peer(offset), _fd_of(loop._c, handle)
             _logger.debug("%r got a new connection from %r: fd=%d", self.server, address, fd)
         try:
             protocol = self.protocol_factory()
             # A closed socket may have had this number; what is left of it must not watch ours.
-            if fd in loop._descriptors:
-                loop._forget_descriptor(fd)
+            if loop._descriptors:
+                loop._forget_descriptor(_fd_of(loop._c, handle))
             if self.closed:  # by the factory
                 lib.tl_close(loop._c, handle)
             elif self.make_tls is not None:
@@ -133,31 +132,6 @@ class _Acceptor(EventReceiver):
         if transport is not None:
             context["transport"] = transport
         self._loop.call_exception_handler(context)
-
-
-class _Clients:
-    """The transports of a server, which the loop knows. Stands for asyncio's WeakSet (from 3.13),
-    which takes 0.7 us and 140 bytes for each connection."""
-
-    __slots__ = ("_count", "_loop", "_server")
-
-    def __init__(self, loop: Any, server: Server) -> None:
-        self._count = 0
-        self._loop = loop
-        self._server = server
-
-    def __len__(self) -> int:
-        return self._count
-
-    def add(self, transport: object) -> None:
-        self._count += 1
-
-    def discard(self, transport: object) -> None:
-        self._count -= 1
-
-    def copy(self) -> list[Any]:
-        known = self._loop._transports.values()
-        return [t for t in known if getattr(t, "_server", None) is self._server]
 
 
 class _Handshake:
@@ -244,7 +218,7 @@ class ServerMixin(TLSMixin):
         if isinstance(sslcontext, TLSContext):
             self._check_context(sslcontext, server)
         if isinstance(getattr(server, "_clients", None), weakref.WeakSet):
-            server._clients = _Clients(self, server)  # type: ignore
+            server._clients = _compat.Clients(self, server)  # type: ignore
         timeouts = ssl_handshake_timeout, ssl_shutdown_timeout
         make_tls = self._tls_maker(sslcontext, server, timeouts) if sslcontext else None
         self._forget_descriptor(self._ensure_fd_no_transport(sock))

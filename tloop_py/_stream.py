@@ -485,6 +485,11 @@ class StreamTransport(Transport, asyncio.Transport):
             finally:
                 self._lent = None
 
+    def get_write_buffer_size(self) -> int:
+        if not (self._write_barred or self._pending):  # a queue bars writing past it
+            return 0
+        return super().get_write_buffer_size()
+
     def _flush(self) -> None:
         if self._pending:
             self._outbox.flush()

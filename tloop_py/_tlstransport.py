@@ -18,7 +18,7 @@ from tloop_py._stream import LARGE_FOR_BUFFER, NEVER, StreamTransport
 from tloop_py._tlscore import nanoseconds
 from tloop_py._tlserror import tls_error
 from tloop_py._tlsobject import TLSObject
-from tloop_py._transport import LAZY_INFO, adopt
+from tloop_py._transport import LAZY_INFO, Transport, adopt
 
 if TYPE_CHECKING:
     import socket
@@ -231,6 +231,8 @@ class TLSTransport(StreamTransport):
         super()._unbar()
         if self._closing:
             self._write_barred = True
+
+    get_write_buffer_size = Transport.get_write_buffer_size  # records of C's own may be queued
 
     def _drained(self) -> None:
         if not self._closing:
