@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from contextvars import copy_context
-from heapq import heapify, heappop, heappush
+from heapq import heapify, heappop
 from itertools import count
 from struct import Struct
 from time import monotonic
@@ -106,6 +106,7 @@ class Loop(asyncio.BaseEventLoop):
         self.receive: dict[int, Callable[..., None]] = {}  # by handle
         self.protocols: dict[int, Any] = {}  # the same; a listener's is its factory
         self.timers: list[tuple[float, int, Handle]] = []
+        self.fresh: list[tuple[float, int, Handle]] = []  # which join them before the next poll
         self.numbers = count()
         self.written: list[int] = []  # handles
         self.places: list[int] = []  # addresses of datagrams
@@ -119,6 +120,7 @@ class Loop(asyncio.BaseEventLoop):
             lib.tl_loop_close(self.c)
 
     time = staticmethod(monotonic)
+    get_debug = bool
 
     def call_soon(  # type: ignore[override]
         self, callback: Callable[..., object], *args: Any, context: Any = None
@@ -134,20 +136,22 @@ class Loop(asyncio.BaseEventLoop):
         self, when: float, callback: Callable[..., object], *args: Any, context: Any = None
     ) -> Any:
         timer = Handle(copy_context() if context is None else context, callback, args)
-        heappush(self.timers, (when, next(self.numbers), timer))
+        self.fresh.append((when, next(self.numbers), timer))
         return timer
 
     def call_later(  # type: ignore[override]
         self, delay: float, callback: Callable[..., object], *args: Any, context: Any = None
     ) -> Any:
-        return self.call_at(monotonic() + delay, callback, *args, context=context)
+        timer = Handle(copy_context() if context is None else context, callback, args)
+        self.fresh.append((monotonic() + delay, next(self.numbers), timer))
+        return timer
 
     def _run_once(self) -> None:
         """Until stop(), as tloop's."""
         ready, timers, rows = self._ready, self.timers, self.rows
         rows_of, size, poll, c = _ROW.iter_unpack, _ROW.size, lib.tl_loop_poll, self.c
         while True:
-            if ready and not (timers or self.protocols or self._stopping):
+            if ready and not (timers or self.fresh or self.protocols or self._stopping):
                 self.run(len(ready))  # the kernel has nothing for it
                 continue
             n = poll(c, self.events, _CAPACITY, self.patience())
@@ -163,10 +167,11 @@ class Loop(asyncio.BaseEventLoop):
                 break
 
     def patience(self) -> int:
-        timers = self.timers
-        if timers and timers[0][2].cancelled:
-            timers[:] = [timer for timer in timers if not timer[2].cancelled]
+        timers, fresh = self.timers, self.fresh
+        if fresh or (timers and timers[0][2].cancelled):
+            timers[:] = [timer for timer in (*timers, *fresh) if not timer[2].cancelled]
             heapify(timers)
+            fresh.clear()
         if self._ready or self._stopping:
             return 0
         return max(int((timers[0][0] - monotonic()) * 1e9) + 1, 0) if timers else -1

@@ -333,6 +333,11 @@ DECIDED: dict[tuple[str, str, str, str], Decision] = {
     ("writer", "clos*", "writelines", "*"): INSIDE,
     ("*", "*", "writelines", "*: None"): ("TypeError", "returned", "3.12 hides the mistake"),
     ("*", "*", "writelines", "*: foreign *"): ("RuntimeError", "TypeError", "both refuse it"),
+    ("loop", "open", "call_at", "when: *"): (
+        "TypeError",
+        "returned",
+        "asyncio's loop ends with that error when it comes to the timer",
+    ),
     ("loop", "open", "call_*", "*: nan"): ("returned", "returned", "a run that fails helps no one"),
     ("loop", "open", "*sendfile", "count: huge"): ("returned", "OverflowError", "as 3.13"),
     ("loop", "open", "sock_sendall", "sock: coroutine"): (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import os
 import re
@@ -54,6 +55,17 @@ def test_debug_mode_can_be_switched(loop: Loop) -> None:
     assert loop.get_debug()
     assert "debug=True" in repr(loop)
     loop.set_debug(before)
+
+
+def test_a_subclass_may_decide_about_debug_mode(loop: Loop) -> None:
+    class Debugged(type(loop)):  # type: ignore[misc]
+        def get_debug(self) -> bool:
+            return True
+
+    with contextlib.closing(Debugged()) as debugged:
+        assert debugged.create_future()._source_traceback
+        debugged.set_debug(False)
+        assert debugged.create_future()._source_traceback
 
 
 @pytest.mark.parametrize(("value", "expected"), [("1", "True"), ("", "False")])

@@ -95,7 +95,7 @@ def test_many_that_are_due_at_once_run_in_order(loop: Loop) -> None:
     order.clear()
     for number in (3, 1, 2):
         loop.call_later(number / 1000, order.append, number)
-    run_for(loop, 0.006)
+    run_for(loop, 0.25)
     assert order == [1, 2, 3]
 
 
@@ -284,3 +284,44 @@ def test_none_is_no_time(loop: Loop, method: str) -> None:
     schedule: Any = getattr(loop, method)
     with pytest.raises(TypeError):
         schedule(None, print)
+
+
+@pytest.mark.loops("tloop")  # asyncio's loop ends with the error when it comes to the timer
+def test_what_is_no_number_is_refused_as_a_time(loop: Loop) -> None:
+    with pytest.raises(TypeError, match="when must be a number of seconds, not 'soon'"):
+        loop.call_at("soon", print)  # type: ignore[arg-type]
+    run_for(loop, 0.001)
+
+
+def test_call_later_asks_the_call_at_of_a_subclass(loop: Loop) -> None:
+    asked: list[Any] = []
+
+    class Watched(type(loop)):  # type: ignore[misc]
+        def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> Any:
+            asked.append((callback, args))
+            return super().call_at(when, callback, *args, context=context)
+
+    with contextlib.closing(Watched()) as watched:
+        watched.call_later(0, watched.stop)
+        watched.run_forever()
+        assert asked == [(watched.stop, ())]
+
+
+@pytest.mark.parametrize("count", [3, 300])
+def test_a_timer_may_be_cancelled_in_its_own_tick_or_later(loop: Loop, count: int) -> None:
+    """Before and after it has joined the others, few or many at a time."""
+    fired: list[int] = []
+    start = loop.time() + 0.2  # time to make them all, in debug mode, too
+
+    def make(first: int) -> list[asyncio.TimerHandle]:
+        numbers = range(first, first + count)
+        return [loop.call_at(start + n / 1e6, fired.append, n) for n in reversed(numbers)]
+
+    older = make(0)
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    newer = make(count)
+    for timer in (*older[::2], *newer[::2]):
+        timer.cancel()
+    run_for(loop, 0.25)
+    assert fired == sorted(int(1e6 * (t.when() - start) + 0.5) for t in older[1::2] + newer[1::2])

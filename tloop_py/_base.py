@@ -29,6 +29,7 @@ class BaseLoop(asyncio.BaseEventLoop):
         _clock_resolution: float
         _timer_cancelled_count: int
         _current_handle: Any
+        _task_factory: Any
         slow_callback_duration: float
 
         def _check_closed(self) -> None: ...

@@ -11,6 +11,7 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 from tloop_py._ffi import EDGE, ERR, HUP, POLL, READ, WRITE, lib, oserror
+from tloop_py._handles import Handle
 from tloop_py._receiver import EventReceiver
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ class Descriptor(EventReceiver):
         self.sock: weakref.ref[socket.socket] | None = None
         self.reader: asyncio.Handle | None = None
         self.writer: asyncio.Handle | None = None
-        # The reader or the writer, while there is nothing else that an event could be for.
+        # The reader or the writer, while there is nothing else that an event could be for. Not in
+        # debug mode, whose handles are asyncio's.
         self.only: Any = None
         self._takes = 0
         # Operations that wait, in order. The first one's future is done when it may try; it stays
@@ -79,9 +81,10 @@ class Descriptor(EventReceiver):
         if rc < 0:
             raise oserror(rc)
         self.mask = mask
-        alone = self.sock is None and not (self.reader and self.writer)
-        self.only = (self.reader or self.writer) if alone else None
-        self._takes = POLL if self.only else 0
+        handle = self.writer if self.reader is None else self.reader
+        alone = self.sock is None and not (self.reader and self.writer) and type(handle) is Handle
+        self.only = handle if alone else None
+        self._takes = POLL if alone else 0
 
     def serve(self, sock: socket.socket) -> None:
         """From now on for sock_* operations on sock."""

@@ -26,6 +26,17 @@ class Handle(events.Handle):
         self._repr = None
         self._source_traceback = None
 
+    def _call(self) -> None:
+        args: Any = self._args
+        if len(args) == 1:  # a starred call costs 0.1 us more
+            self._context.run(self._callback, args[0])
+        else:
+            self._context.run(self._callback, *args)
+
+    def _event_failed(self, exc: BaseException) -> None:
+        """An exception came out of the callback, which an event has called (see Loop._dispatch)."""
+        self._loop._callback_failed(self, exc)
+
 
 class TimerHandle(events.TimerHandle):
     """A callback in the heap of timers. 1.65 -> 1.1 us for a timer that is made and cancelled."""
@@ -48,7 +59,7 @@ class TimerHandle(events.TimerHandle):
         self._repr = None
         self._source_traceback = None
         self._when = when
-        self._scheduled = True
+        self._scheduled = False  # until it is in the heap
 
     def cancel(self) -> None:
         if self._cancelled:

@@ -15,11 +15,13 @@ import errno
 import socket
 import threading
 from asyncio import events, tasks
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tloop_py._base import BaseLoop, base_events
 from tloop_py._descriptor import Descriptor
 from tloop_py._ffi import CAP_EDGE, EDGE, READ, WRITE, lib
+from tloop_py._handles import Handle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -162,9 +164,12 @@ class SockMixin(BaseLoop):
         context: Context | None = None,
     ) -> None:
         self._check_closed()
-        handle = events.Handle(callback, args, self, context)
-        if handle._source_traceback:  # type: ignore[attr-defined]
-            del handle._source_traceback[-3:]  # type: ignore[attr-defined]
+        handle: Any
+        if self._debug:
+            handle = events.Handle(callback, args, self, context)
+            del handle._source_traceback[-3:]
+        else:
+            handle = Handle(callback, args, self, copy_context() if context is None else context)
         self._swap(self._entry(fd), side, handle)
 
     def _entry(self, fd: int) -> Descriptor:
