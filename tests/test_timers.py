@@ -296,10 +296,13 @@ def test_what_is_no_number_is_refused_as_a_time(loop: Loop) -> None:
 def test_call_later_asks_the_call_at_of_a_subclass(loop: Loop) -> None:
     asked: list[Any] = []
 
-    class Watched(type(loop)):  # type: ignore[misc]
+    class Watching:
         def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> Any:
             asked.append((callback, args))
-            return super().call_at(when, callback, *args, context=context)
+            return super().call_at(when, callback, *args, context=context)  # type: ignore[misc]
+
+    class Watched(Watching, type(loop)):  # type: ignore[misc]
+        pass
 
     with contextlib.closing(Watched()) as watched:
         watched.call_later(0, watched.stop)
@@ -325,3 +328,25 @@ def test_a_timer_may_be_cancelled_in_its_own_tick_or_later(loop: Loop, count: in
         timer.cancel()
     run_for(loop, 0.25)
     assert fired == sorted(int(1e6 * (t.when() - start) + 0.5) for t in older[1::2] + newer[1::2])
+
+
+@pytest.mark.loops("tloop")  # on asyncio call_at() itself is interrupted
+def test_an_interrupt_among_new_timers_loses_none_and_repeats_none(loop: Loop) -> None:
+    class Interrupting(float):
+        left = 1
+
+        def __lt__(self, other: float) -> bool:
+            if self.left and type(self) is type(other):  # in the heap, which compares the new ones
+                Interrupting.left -= 1
+                raise KeyboardInterrupt
+            return float(self) < other
+
+    fired: list[int] = []
+    start = loop.time() + 0.001
+    for number in range(5):
+        loop.call_at(Interrupting(start + number / 1e6), fired.append, number)
+    with pytest.raises(KeyboardInterrupt):
+        run_for(loop, 0.003)
+    assert not fired
+    loop.run_forever()  # until the stop() of then
+    assert sorted(fired) == list(range(5))

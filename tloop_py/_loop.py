@@ -15,7 +15,6 @@ import threading
 import weakref
 from asyncio import events, format_helpers, tasks
 from contextvars import copy_context
-from functools import partial
 from heapq import heapify, heappop, heappush
 from math import inf, nextafter
 from time import monotonic
@@ -114,9 +113,10 @@ class Loop(
         self._handlers: dict[int, EventReceiver] = {}
         # fd -> transport, to protect transports' descriptors from add_reader and sock_*.
         self._transports: dict[int, Any] = {}
-        # A heap; timers join it before the next poll: many are cancelled sooner.
-        self._timers: list[tuple[float, int, Any]] = []
-        self._fresh_timers: list[Any] = []
+        self._timers: list[tuple[float, int, Any]] = []  # a heap
+        self._fresh_timers: list[
+            Any
+        ] = []  # join it before the next poll: many are cancelled sooner
         self._timer_seq = 0
         # What an interrupted tick (Ctrl-C, SystemExit) has left; see _recover.
         self._interrupted = False
@@ -257,7 +257,7 @@ class Loop(
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        if "call_at" in cls.__dict__ and "call_later" not in cls.__dict__:
+        if cls.call_at is not Loop.call_at and cls.call_later is Loop.call_later:
             cls.call_later = BaseLoop.call_later  # type: ignore[method-assign]  # which asks it
 
     def call_later(  # type: ignore[override]
@@ -315,19 +315,14 @@ class Loop(
 
     def _admit_timers(self) -> None:
         """Put new timers into the heap, but those that are cancelled already."""
-        fresh, timers, seq = self._fresh_timers, self._timers, self._timer_seq
-        many = len(fresh) > _MANY and len(fresh) > len(timers) >> 3
-        # Tuples compare in C; TimerHandle.__lt__ is Python and costs ten times as much.
-        push = timers.append if many else partial(heappush, timers)
-        for timer in fresh:
-            if not timer._cancelled:
+        timers = self._timers
+        for timer in self._fresh_timers:
+            if not (timer._cancelled or timer._scheduled):  # Ctrl-C may have ended this before
                 timer._scheduled = True
-                seq += 1
-                push((timer._when, seq, timer))
-        if many:
-            heapify(timers)
-        self._timer_seq = seq
-        fresh.clear()
+                # Tuples compare in C; TimerHandle.__lt__ is Python and costs ten times as much.
+                self._timer_seq = seq = self._timer_seq + 1
+                heappush(timers, (timer._when, seq, timer))
+        self._fresh_timers.clear()
 
     def _drop_cancelled_timers(self) -> None:
         timers = self._timers
