@@ -249,7 +249,7 @@ class Loop(
         super().set_debug(enabled)
         if type(self).get_debug is BaseLoop.get_debug:
             # Each new future asks; a frame for that is 66 of its 200 ns.
-            self.get_debug = True.__bool__ if self._debug else bool  # type: ignore[method-assign]
+            self.get_debug = bool(self._debug).__bool__  # type: ignore[method-assign]
         self._choose_append()
         if self._debug:
             self._outbox.flush()
