@@ -1,4 +1,4 @@
-"""Differences between interpreter versions; nothing else may ask for a version."""
+"""Differences between interpreters and their versions; nothing else may ask for either."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from asyncio.base_events import Server
     from collections.abc import Callable
+
+CPYTHON = sys.implementation.name == "cpython"  # and not PyPy
 
 # From 3.13 on a server remembers its transports; before it counted them.
 _ATTACH_TAKES_TRANSPORT = sys.version_info >= (3, 13)

@@ -81,7 +81,7 @@ class Descriptor(EventReceiver):
         if rc < 0:
             raise oserror(rc)
         self.mask = mask
-        handle = self.writer if self.reader is None else self.reader
+        handle = self.reader or self.writer
         alone = self.sock is None and not (self.reader and self.writer) and type(handle) is Handle
         self.only = handle if alone else None
         self._takes = POLL if alone else 0

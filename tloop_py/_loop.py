@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import struct
-import sys
 import threading
 import weakref
 from asyncio import events, format_helpers, tasks
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from tloop_py._addr import parse as parse_address
 from tloop_py._base import BaseLoop
-from tloop_py._compat import STEP_TYPE, THREADSAFE_HANDLES
+from tloop_py._compat import CPYTHON, STEP_TYPE, THREADSAFE_HANDLES
 from tloop_py._datagram import DatagramMixin
 from tloop_py._debug import NOTHING, DebugMixin
 from tloop_py._ffi import (
@@ -123,7 +122,7 @@ class Loop(
         self._rest: Iterator[Any] | None = None  # of rows
         caps = lib.tl_loop_caps(self._c)
         # PyPy's os.read() copies: 100 KiB cost half as much again as through the arena.
-        self._may_receive = bool(caps & CAP_RECEIVED) and sys.implementation.name == "cpython"
+        self._may_receive = bool(caps & CAP_RECEIVED) and CPYTHON
         if caps & CAP_VIRTUAL:
             self.time = self._virtual_time
         _register_for_fork(self)
@@ -383,7 +382,8 @@ class Loop(
         del timers[:count]
 
     def create_task(self, coro: Any, **kwargs: Any) -> Any:
-        """As asyncio's, which asks in a frame of its own whether the loop is closed."""
+        """As asyncio's, which asks in a frame of its own whether the loop is closed: 0.12 us of
+        0.8."""
         if self._closed or self._task_factory is not None:
             return super().create_task(coro, **kwargs)
         task: Any = tasks.Task(coro, loop=self, **kwargs)

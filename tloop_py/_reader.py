@@ -9,16 +9,16 @@ asyncio's own again.
 
 from __future__ import annotations
 
-import sys
 from asyncio import StreamReader, StreamReaderProtocol
 from typing import TYPE_CHECKING, Any
+
+from tloop_py._compat import CPYTHON
 
 if TYPE_CHECKING:
     import asyncio
 
     from tloop_py._base import BaseLoop
 
-_CPYTHON = sys.implementation.name == "cpython"
 _feed_data, _read = StreamReader.feed_data, StreamReader.read
 
 
@@ -109,5 +109,5 @@ def keep_chunks(loop: BaseLoop, protocol: asyncio.BaseProtocol) -> None:
     if kind is StreamReader and kind.feed_data is _feed_data and kind.read is _read:
         reader._bytes, reader._chunk = reader._buffer, b""
         reader.__class__ = ChunkReader
-        if _CPYTHON:  # that left a dict which specialised instructions cannot use: 0.4 us of 8
+        if CPYTHON:  # that left a dict which specialised instructions cannot use: 0.4 us of 8
             reader.__dict__ = dict(reader.__dict__)
