@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from asyncio import events
+from threading import RLock
 from typing import TYPE_CHECKING, Any
+
+from tloop_py._compat import THREADSAFE_HANDLES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +39,40 @@ class Handle(events.Handle):
     def _event_failed(self, exc: BaseException) -> None:
         """An exception came out of the callback, which an event has called (see Loop._dispatch)."""
         self._loop._callback_failed(self, exc)
+
+
+if not THREADSAFE_HANDLES:
+    ThreadSafeHandle: Any = Handle
+else:
+
+    class ThreadSafeHandle(events._ThreadSafeHandle):
+        """asyncio's, with three frames less. As there its lock is held while it runs: once cancel()
+        has returned in another thread, the callback has ended or never begins."""
+
+        __slots__ = ()
+
+        def __init__(
+            self, callback: Callable[..., object], args: Any, loop: Any, context: Context
+        ) -> None:
+            self._context = context
+            self._loop = loop
+            self._callback = callback
+            self._args = args
+            self._cancelled = False
+            self._repr = None
+            self._source_traceback = None
+            self._lock = RLock()
+
+        def _run(self) -> None:
+            with self._lock:
+                if self._cancelled:  # since the loop has looked
+                    return
+                try:
+                    self._context.run(self._callback, *self._args)
+                except (SystemExit, KeyboardInterrupt):
+                    raise
+                except BaseException as exc:
+                    self._loop._callback_failed(self, exc)
 
 
 class TimerHandle(events.TimerHandle):

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from tloop_py._addr import parse as parse_address
 from tloop_py._base import BaseLoop
-from tloop_py._compat import CPYTHON, STEP_TYPE, THREADSAFE_HANDLES
+from tloop_py._compat import CPYTHON, STEP_TYPE
 from tloop_py._datagram import DatagramMixin
 from tloop_py._debug import NOTHING, DebugMixin
 from tloop_py._ffi import (
@@ -40,7 +40,7 @@ from tloop_py._ffi import (
     lib,
     oserror,
 )
-from tloop_py._handles import Handle, TimerHandle
+from tloop_py._handles import Handle, ThreadSafeHandle, TimerHandle
 from tloop_py._message import MessageMixin
 from tloop_py._outbox import Outbox
 from tloop_py._pipe import PipeMixin
@@ -209,26 +209,26 @@ class Loop(
         self._ready.append(handle)
         return handle
 
-    if not THREADSAFE_HANDLES:
-
-        def call_soon_threadsafe(  # type: ignore[override]
-            self,
-            callback: Callable[..., object],
-            *args: Any,
-            context: contextvars.Context | None = None,
-        ) -> Any:
-            """As asyncio's; from 3.14 on that one is used."""
-            handle: Any
-            if self._debug or self._closed:
-                handle = super().call_soon_threadsafe(callback, *args, context=context)
-                if handle._source_traceback:
-                    del handle._source_traceback[-1]
-                return handle
-            handle = Handle(callback, args, self, copy_context() if context is None else context)
-            self._ready.append(handle)
-            if not self._woken:
-                self._write_to_self()
+    def call_soon_threadsafe(  # type: ignore[override]
+        self,
+        callback: Callable[..., object],
+        *args: Any,
+        context: contextvars.Context | None = None,
+    ) -> Any:
+        """As asyncio's."""
+        handle: Any
+        if self._debug or self._closed:
+            handle = super().call_soon_threadsafe(callback, *args, context=context)
+            if handle._source_traceback:
+                del handle._source_traceback[-1]
             return handle
+        if context is None:
+            context = copy_context()
+        handle = ThreadSafeHandle(callback, args, self, context)
+        self._ready.append(handle)
+        if not self._woken:
+            self._write_to_self()
+        return handle
 
     def _append_checked(self, item: tuple[Any, ...]) -> None:
         """Stands for `_ready.append` in debug mode and after close()."""
