@@ -58,9 +58,10 @@ PREAMBLE = """
    none bothers with errno, which the library does not use. (PyPy has its own ways.) */
 #if defined(Py_PYTHON_H) && !defined(PYPY_VERSION)
 static inline int tloop_waits(const char *wrapper) {
-  return !strcmp(wrapper, "_cffi_f_tl_loop_poll") || !strcmp(wrapper, "_cffi_f_tl_loop_step") ||
-         !strcmp(wrapper, "_cffi_f_tl_loop_run") || !strcmp(wrapper, "_cffi_f_tl_child_wait") ||
-         !strncmp(wrapper, "_cffi_f_tl_tls_add_", 19) || !strcmp(wrapper, "_cffi_f_tl_tls_create");
+  return !strcmp(wrapper, "_cffi_f_tl_loop_tick") || !strcmp(wrapper, "_cffi_f_tl_loop_poll") ||
+         !strcmp(wrapper, "_cffi_f_tl_loop_step") || !strcmp(wrapper, "_cffi_f_tl_loop_run") ||
+         !strcmp(wrapper, "_cffi_f_tl_child_wait") || !strcmp(wrapper, "_cffi_f_tl_tls_create") ||
+         !strncmp(wrapper, "_cffi_f_tl_tls_add_", 19);
 }
 #undef Py_BEGIN_ALLOW_THREADS
 #undef Py_END_ALLOW_THREADS

@@ -242,6 +242,15 @@ typedef struct tl_stats {
   int64_t queued;    /* bytes in write queues, now */
 } tl_stats;
 
+/* What tl_loop_tick is asked, and answers. */
+typedef struct tl_tick {
+  tl_loop *loop;
+  tl_event *events; /* room for capacity of them */
+  int64_t timeout_ns;
+  int capacity;
+  int count; /* of events that are there */
+} tl_tick;
+
 /* Receives one event in tl_loop_run; event is valid during the call. Any tloop function may be
    called inside but tl_loop_poll, tl_loop_step, tl_loop_run and tl_loop_close. */
 typedef void (*tl_event_cb)(tl_loop *loop, const tl_event *event, void *user);
@@ -290,10 +299,11 @@ TL_API int64_t tl_loop_shutdown(tl_loop *loop);
    Callback: forbidden. */
 TL_API int tl_loop_poll(tl_loop *loop, tl_event *events, int capacity, int64_t timeout_ns);
 
-/* How many events the last tl_loop_poll put into its array, for a host that was interrupted before
-   it could take the return value.
-   Returns: the number of events. Thread: loop. */
-TL_API int tl_loop_polled(const tl_loop *loop);
+/* tl_loop_poll with its arguments in memory, for bindings: passing four of them costs as much as
+   the rest of the call. tick->count is the number of events before the function returns, for a host
+   that is interrupted before it can take the return value; 0 while it waits and when it fails.
+   Returns: as tl_loop_poll. Owns: tick stays the caller's. Thread: loop. Callback: forbidden. */
+TL_API int tl_loop_tick(tl_tick *tick);
 
 /* One tick with callbacks: wait as tl_loop_poll does, then call the callback of each event.
    Returns: the number of events, or -errno. Thread: loop. Callback: forbidden. */
@@ -1074,7 +1084,6 @@ struct tl_loop {
   void *wake_user;
 
   bool stopping, rebuild, forked, no_pwait2, ended, quiet_close;
-  int polled;
   int epoll_fd;
 #ifdef TL__HAS_URING
   tl__uring uring;
@@ -4342,17 +4351,19 @@ static int tl__begin(tl_loop *loop, int64_t timeout_ns) {
   return tl__pending(loop) ? 0 : tl__wait(loop, timeout_ns);
 }
 
-TL_API int tl_loop_poll(tl_loop *loop, tl_event *events, int capacity, int64_t timeout_ns) {
-  int count = 0;
-  if (capacity < 1) return -EINVAL;
-  loop->polled = 0;
-  int rc = tl__begin(loop, timeout_ns);
+TL_API int tl_loop_tick(tl_tick *tick) {
+  tick->count = 0;
+  if (tick->capacity < 1) return -EINVAL;
+  int count = 0, rc = tl__begin(tick->loop, tick->timeout_ns);
   if (rc < 0) return rc;
-  while (count < capacity && tl__next(loop, &events[count])) count++;
-  return loop->polled = count;
+  while (count < tick->capacity && tl__next(tick->loop, &tick->events[count])) count++;
+  return tick->count = count;
 }
 
-TL_API int tl_loop_polled(const tl_loop *loop) { return loop->polled; }
+TL_API int tl_loop_poll(tl_loop *loop, tl_event *events, int capacity, int64_t timeout_ns) {
+  tl_tick tick = {loop, events, timeout_ns, capacity, 0};
+  return tl_loop_tick(&tick);
+}
 
 static void tl__deliver(tl_loop *loop, const tl_event *ev) {
   const tl__head *head = tl__get(loop, ev->handle);

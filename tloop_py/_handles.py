@@ -41,38 +41,41 @@ class Handle(events.Handle):
         self._loop._callback_failed(self, exc)
 
 
-if not THREADSAFE_HANDLES:
-    ThreadSafeHandle: Any = Handle
-else:
+class _LockedHandle(getattr(events, "_ThreadSafeHandle", Handle)):  # type: ignore[misc]
+    """asyncio's, with three frames less. As there its lock is held while it runs: once cancel() has
+    returned in another thread, the callback has ended or never begins."""
 
-    class ThreadSafeHandle(events._ThreadSafeHandle):
-        """asyncio's, with three frames less. As there its lock is held while it runs: once cancel()
-        has returned in another thread, the callback has ended or never begins."""
+    __slots__ = ()
 
-        __slots__ = ()
+    def __init__(
+        self: Any,
+        callback: Callable[..., object],
+        args: tuple[Any, ...],
+        loop: Any,
+        context: Context,
+    ) -> None:
+        self._context = context
+        self._loop = loop
+        self._callback = callback
+        self._args = args
+        self._cancelled = False
+        self._repr = None
+        self._source_traceback = None
+        self._lock = RLock()
 
-        def __init__(
-            self, callback: Callable[..., object], args: Any, loop: Any, context: Context
-        ) -> None:
-            self._context = context
-            self._loop = loop
-            self._callback = callback
-            self._args = args
-            self._cancelled = False
-            self._repr = None
-            self._source_traceback = None
-            self._lock = RLock()
+    def _run(self: Any) -> None:
+        with self._lock:
+            if self._cancelled:  # since the loop has looked
+                return
+            try:
+                self._context.run(self._callback, *self._args)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as exc:
+                self._loop._callback_failed(self, exc)
 
-        def _run(self) -> None:
-            with self._lock:
-                if self._cancelled:  # since the loop has looked
-                    return
-                try:
-                    self._context.run(self._callback, *self._args)
-                except (SystemExit, KeyboardInterrupt):
-                    raise
-                except BaseException as exc:
-                    self._loop._callback_failed(self, exc)
+
+ThreadSafeHandle: Any = _LockedHandle if THREADSAFE_HANDLES else Handle
 
 
 class TimerHandle(events.TimerHandle):

@@ -103,6 +103,9 @@ class Loop(
         self._outbox = Outbox()
         super().__init__()
         self._events: Any = ffi.new("tl_event[]", _CAPACITY)
+        self._tick: Any = ffi.new(
+            "tl_tick *", {"loop": self._c, "events": self._events, "capacity": _CAPACITY}
+        )
         self._rows: Any = ffi.buffer(self._events)  # a memoryview of it is slow on PyPy
         self._arena: Any = ffi.buffer(lib.tl_loop_arena(self._c), lib.tl_loop_arena_bytes(self._c))
         self._arena_view = memoryview(self._arena)
@@ -166,6 +169,7 @@ class Loop(
         self._rest = None
         with self._wake_lock:
             c, self._c = self._c, self._dead
+        self._tick.loop = self._dead
         lib.tl_loop_close(c)
 
     def _virtual_time(self) -> float:
@@ -400,7 +404,8 @@ class Loop(
         """Tick until stop() is called. The inherited run_forever would come back here each time."""
         ready, timers, fresh = self._ready, self._timers, self._fresh_timers
         rows, resolution = self._rows, self._clock_resolution
-        poll, c, table = lib.tl_loop_poll, self._c, self._events
+        poll, tick = lib.tl_loop_tick, self._tick
+        timeout_before = tick.timeout_ns
         rows_of, row_of, size, outbox = _ROW.iter_unpack, _ROW.unpack_from, _ROW.size, self._outbox
         time, dispatch = self.time, self._dispatch
         taken = True  # the events of the last poll
@@ -424,8 +429,10 @@ class Loop(
                     timeout = self._timeout_ns(time)
                 else:
                     timeout = 0 if ready or self._stopping else -1
+                if timeout != timeout_before:
+                    tick.timeout_ns = timeout_before = timeout
                 taken = False
-                n = poll(c, table, _CAPACITY, timeout)
+                n = poll(tick)
                 if n < 0:
                     raise oserror(n, "waiting for events")
                 self._woken = False
@@ -454,7 +461,7 @@ class Loop(
         except BaseException:
             self._interrupted = True
             if not taken:
-                self._rest = rows_of(rows[: lib.tl_loop_polled(c) * size])
+                self._rest = rows_of(rows[: tick.count * size])
             raise
         finally:
             outbox.is_open = False

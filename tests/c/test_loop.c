@@ -169,17 +169,25 @@ TEST_ON(events_beyond_capacity_come_later, ON_ALL) {
   t_end(loop);
 }
 
-TEST_ON(polled_tells_the_last_count, ON_ALL) {
+TEST_ON(a_tick_tells_how_many_events_there_are, ON_ALL) {
   tl_loop *loop = t_loop();
   tl_handle timers[3];
   tl_event events[8];
+  tl_tick tick = {.loop = loop, .events = events, .timeout_ns = -1, .capacity = 2, .count = 9};
   due_timers(loop, timers, 3);
-  ASSERT_EQ(tl_loop_poll(loop, events, 2, -1), 2);
-  ASSERT_EQ(tl_loop_polled(loop), 2);
-  ASSERT_EQ(tl_loop_poll(loop, events, 8, -1), 1);
-  ASSERT_EQ(tl_loop_polled(loop), 1);
-  ASSERT_EQ(tl_loop_poll(loop, events, 8, 0), 0);
-  ASSERT_EQ(tl_loop_polled(loop), 0);
+  ASSERT_EQ(tl_loop_tick(&tick), 2);
+  ASSERT_EQ(tick.count, 2);
+  ASSERT_EQ(events[1].handle, timers[1]);
+  ASSERT_EQ(tl_loop_tick(&tick), 1);
+  ASSERT_EQ(tick.count, 1);
+  ASSERT_EQ(events[0].handle, timers[2]);
+  tick.timeout_ns = 0;
+  ASSERT_EQ(tl_loop_tick(&tick), 0);
+  ASSERT_EQ(tick.count, 0);
+  tick.capacity = 0;
+  tick.count = 9;
+  ASSERT_EQ(tl_loop_tick(&tick), -EINVAL);
+  ASSERT_EQ(tick.count, 0);
   close_all(loop, timers, 3);
   t_end(loop);
 }
