@@ -1083,7 +1083,7 @@ struct tl_loop {
   tl_event_cb wake_callback;
   void *wake_user;
 
-  bool stopping, rebuild, forked, no_pwait2, ended, quiet_close;
+  bool stopping, rebuild, forked, no_pwait2, no_nosignal, ended, quiet_close;
   int epoll_fd;
 #ifdef TL__HAS_URING
   tl__uring uring;
@@ -2983,9 +2983,11 @@ static ssize_t tl__recv(tl_loop *loop, tl__stream *s, void *buffer, size_t nbyte
   return n < 0 ? -errno : n;
 }
 
-/* No flag keeps a pipe without reader from raising SIGPIPE: block it, and take the one raised.
-   Programs that ignore it, as Python does, pay one system call. */
-static ssize_t tl__write_pipe(int fd, struct iovec *iov, int count) {
+#define TL__NOSIGNAL 0x100 /* RWF_NOSIGNAL of Linux 6.18; a header may be older than its kernel */
+
+/* A pipe without reader raises SIGPIPE: block it, and take the one raised. Programs that ignore it,
+   as Python does, pay one system call. */
+static ssize_t tl__write_masked(int fd, const struct iovec *iov, int count) {
   struct sigaction action;
   struct timespec none = {0, 0};
   sigset_t broken, pending, former;
@@ -3005,13 +3007,24 @@ static ssize_t tl__write_pipe(int fd, struct iovec *iov, int count) {
   return n;
 }
 
+static ssize_t tl__write_pipe(tl_loop *loop, int fd, const struct iovec *iov, int count) {
+#ifdef SYS_pwritev2
+  if (!loop->no_nosignal) {
+    long n = syscall(SYS_pwritev2, fd, iov, count, -1L, -1L, TL__NOSIGNAL); /* -1: as writev */
+    if (n >= 0 || (errno != EOPNOTSUPP && errno != ENOSYS && errno != EPERM)) return n;
+    loop->no_nosignal = true; /* older kernel, its driver for that file, or a sandbox */
+  }
+#endif
+  return tl__write_masked(fd, iov, count);
+}
+
 static ssize_t tl__send(tl_loop *loop, tl__stream *s, struct iovec *iov, int count) {
   ssize_t n;
   do {
     loop->stats.syscalls++;
     struct msghdr msg = {.msg_iov = iov, .msg_iovlen = (size_t)count};
     if (!s->is_socket)
-      n = tl__write_pipe(s->io.fd, iov, count);
+      n = tl__write_pipe(loop, s->io.fd, iov, count);
     else if (count == 1)
       n = send(s->io.fd, iov->iov_base, iov->iov_len, MSG_NOSIGNAL);
     else
