@@ -24,14 +24,24 @@ if TYPE_CHECKING:
 _DATA = READ | WRITE  # an edge tells of the room, too
 
 
+class _Nobody:
+    """As a handle that is not called, so that Descriptor._event is."""
+
+    _cancelled = True
+
+
+_NOBODY = _Nobody()
+
+
 class Descriptor(EventReceiver):
     """What a loop knows of one file descriptor."""
 
     __slots__ = (
-        "__weakref__", "_c", "_context", "_edge", "_loop", "_takes", "errors", "fd", "gone",
-        "handle", "hup", "mask", "only", "readable", "reader", "reads", "sock", "tcp", "writable",
-        "writer", "writes",
+        "__weakref__", "_c", "_context", "_edge", "_loop", "errors", "fd", "gone", "handle", "hup",
+        "mask", "only", "readable", "reader", "reads", "sock", "tcp", "writable", "writer", "writes",
     )  # fmt: skip
+
+    _takes = POLL
 
     def __init__(self, loop: SockMixin, fd: int) -> None:
         self._loop = loop
@@ -49,8 +59,7 @@ class Descriptor(EventReceiver):
         self.writer: asyncio.Handle | None = None
         # The reader or the writer, while there is nothing else that an event could be for. Not in
         # debug mode, whose handles are asyncio's.
-        self.only: Any = None
-        self._takes = 0
+        self.only: Any = _NOBODY
         # Operations that wait, in order. The first one's future is done when it may try; it stays
         # in front until it has succeeded or failed.
         self.reads: Turns = collections.deque()
@@ -83,8 +92,7 @@ class Descriptor(EventReceiver):
         self.mask = mask
         handle = self.reader or self.writer
         alone = self.sock is None and not (self.reader and self.writer) and type(handle) is Handle
-        self.only = handle if alone else None
-        self._takes = POLL if alone else 0
+        self.only = handle if alone else _NOBODY
 
     def serve(self, sock: socket.socket) -> None:
         """From now on for sock_* operations on sock."""
@@ -147,8 +155,8 @@ class Descriptor(EventReceiver):
         if mask == _DATA and self._edge and not (self.writes or self.reader or self.writer):
             # What all that follows comes to when data has arrived for a sock_recv: 0.2 us of 10.
             self.readable = self.writable = True
-            if self.reads:
-                _wake(self.reads)
+            if self.reads and not (turn := self.reads[0]).done():
+                turn.set_result(None)
             return
         if mask & HUP:
             self.hup = True

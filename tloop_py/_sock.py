@@ -273,7 +273,9 @@ class SockMixin(BaseLoop):
         entry = self._descriptors.get(sock.fileno())
         if entry is None or entry.sock is None or entry.sock() is not sock or self._debug:
             entry = self._known(sock)  # which looks at the same first
-        if entry is None or (not entry.reads and (entry.readable or not _can_wait(n))):
+        if entry is None or (
+            not entry.reads and (entry.readable or n.__class__ is not int or n <= 0)
+        ):
             try:
                 data = sock.recv(n)
             except _WOULD_BLOCK:
@@ -283,7 +285,7 @@ class SockMixin(BaseLoop):
                     entry.received(len(data), n)
                 return data
         elif not entry.reads and entry.mask & EDGE and self._edge:
-            # What _in_turn does for one that waits alone, without its frames: 0.7 us of 10.
+            # What _in_turn does for one that waits alone, without its frames: 1 us of 10.
             reads = entry.reads
             turn = self.create_future()
             reads.append(turn)
@@ -291,7 +293,8 @@ class SockMixin(BaseLoop):
                 await turn
                 if not entry.gone:
                     data = sock.recv(n)
-                    entry.received(len(data), n)
+                    if 0 < len(data) < n and entry.tcp and not entry.hup:  # see received()
+                        entry.readable = False
                     return data
             except _WOULD_BLOCK:
                 entry.would_block(READ)
