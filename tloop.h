@@ -449,6 +449,11 @@ TL_API int tl_sockname(const tl_loop *loop, tl_handle handle, tl_addr *addr);
    Returns: 0, TL_EBADH, TL_EKIND or -errno. Thread: loop. */
 TL_API int tl_peername(const tl_loop *loop, tl_handle handle, tl_addr *addr);
 
+/* Both with one call, for bindings: names[0] as by tl_sockname if which has bit 1, names[1] as by
+   tl_peername if it has bit 2; what is not known is left as it is.
+   Returns: the bits of those that are, TL_EBADH or TL_EKIND. Thread: loop. */
+TL_API int tl_names(const tl_loop *loop, tl_handle handle, int which, tl_addr names[2]);
+
 /* @api end */
 
 /* @api begin timer */
@@ -2786,14 +2791,26 @@ TL_API int tl_sockname(const tl_loop *loop, tl_handle handle, tl_addr *addr) {
   return io ? tl__ask_name(io->fd, getsockname, addr) : error;
 }
 
-TL_API int tl_peername(const tl_loop *loop, tl_handle handle, tl_addr *addr) {
-  int error;
-  tl__io *io = tl__open_io(loop, handle, &error);
-  if (!io) return error;
+static int tl__ask_peer(const tl__io *io, tl_addr *addr) {
   const tl__stream *s = (const tl__stream *)io;
   if (io->head.kind == TL__STREAM && s->peer_bytes)
     return tl_addr_raw(addr, s->peer, s->peer_bytes);
   return tl__ask_name(io->fd, getpeername, addr);
+}
+
+TL_API int tl_peername(const tl_loop *loop, tl_handle handle, tl_addr *addr) {
+  int error;
+  tl__io *io = tl__open_io(loop, handle, &error);
+  return io ? tl__ask_peer(io, addr) : error;
+}
+
+TL_API int tl_names(const tl_loop *loop, tl_handle handle, int which, tl_addr names[2]) {
+  int error, known = 0;
+  tl__io *io = tl__open_io(loop, handle, &error);
+  if (!io) return error;
+  if (which & 1 && tl__ask_name(io->fd, getsockname, &names[0]) == 0) known |= 1;
+  if (which & 2 && tl__ask_peer(io, &names[1]) == 0) known |= 2;
+  return known;
 }
 
 /* Arena offsets are kept on cache line boundaries, which also aligns addresses. */

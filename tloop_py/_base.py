@@ -45,8 +45,8 @@ class BaseLoop(asyncio.BaseEventLoop):
         # -- of tloop
         _c: Any  # tl_loop *
         _arena: Any
-        _name: Any
-        _name_bytes: Any
+        _names: Any
+        _names_bytes: Any
         _handlers: dict[int, Any]
         _transports: dict[int, Any]
         _outbox: Any

@@ -70,10 +70,12 @@ class Clients:
 
 
 def attach(server: Any, transport: asyncio.BaseTransport) -> None:
-    if _ATTACH_TAKES_TRANSPORT:
-        server._attach(transport)
-    else:
+    if not _ATTACH_TAKES_TRANSPORT:
         server._attach()
+    elif type(server._clients) is Clients and server._sockets is not None:
+        server._clients.count += 1  # all that _attach does
+    else:
+        server._attach(transport)
 
 
 def detach(server: Any, transport: asyncio.BaseTransport) -> None:

@@ -38,7 +38,8 @@ class Descriptor(EventReceiver):
 
     __slots__ = (
         "__weakref__", "_c", "_context", "_edge", "_loop", "errors", "fd", "gone", "handle", "hup",
-        "mask", "only", "readable", "reader", "reads", "sock", "tcp", "writable", "writer", "writes",
+        "mask", "only", "readable", "reader", "reads", "sock", "tcp", "writable", "writer",
+        "writes",
     )  # fmt: skip
 
     _takes = POLL

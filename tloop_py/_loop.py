@@ -109,8 +109,8 @@ class Loop(
         self._rows: Any = ffi.buffer(self._events)  # a memoryview of it is slow on PyPy
         self._arena: Any = ffi.buffer(lib.tl_loop_arena(self._c), lib.tl_loop_arena_bytes(self._c))
         self._arena_view = memoryview(self._arena)
-        self._name: Any = ffi.new("tl_addr *")  # for who asks C for an address
-        self._name_bytes: Any = ffi.buffer(self._name)
+        self._names: Any = ffi.new("tl_addr[2]")  # for who asks C for addresses
+        self._names_bytes: Any = ffi.buffer(self._names)
         # handle -> who receives its events; what is missing here gets none.
         self._handlers: dict[int, EventReceiver] = {}
         # fd -> transport, to protect transports' descriptors from add_reader and sock_*.
@@ -552,6 +552,8 @@ class Loop(
                     else:
                         receiver = receiver.only  # which is also who reports what it raises
                         receiver._call()
+                elif kind == ACCEPT:
+                    receiver._event(kind, result, offset)
                 else:
                     start = offset - ADDR_BYTES
                     receiver._context.run(

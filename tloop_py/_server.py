@@ -59,6 +59,7 @@ class _Acceptor(EventReceiver):
         if self.handle < 0:
             raise oserror(self.handle, f"cannot listen on {sock!r}")
         self._context = copy_context() if context is None else context
+        self._takes = ACCEPT
         self._source_traceback = origin(loop)
         loop._handlers[self.handle] = self
 
@@ -71,19 +72,23 @@ class _Acceptor(EventReceiver):
         lib.tl_close(self._loop._c, self.handle)
 
     def _event(self, kind: int, result: int, offset: int) -> None:
+        """In no context of its own: each connection has a copy of the listener's."""
         if kind == ACCEPT and result > 0:
-            context = copy_context()
+            context = self._context.copy()
             context.run(self._accepted, result, offset, context)
-        elif -result in _NO_RESOURCES:
-            self._loop.call_exception_handler(
-                {
-                    "message": "socket.accept() out of system resource",
-                    "exception": oserror(result),
-                    "socket": trsock.TransportSocket(self.sock),
-                }
-            )
         else:
-            raise oserror(result, "accepting a connection")
+            self._context.run(self._not_accepted, result)
+
+    def _not_accepted(self, error: int) -> None:
+        if -error not in _NO_RESOURCES:
+            raise oserror(error, "accepting a connection")
+        self._loop.call_exception_handler(
+            {
+                "message": "socket.accept() out of system resource",
+                "exception": oserror(error),
+                "socket": trsock.TransportSocket(self.sock),
+            }
+        )
 
     def _peer(self, offset: int) -> Any:
         return _addr.parse(self._loop._arena[offset - ADDR_BYTES : offset])

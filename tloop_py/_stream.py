@@ -109,12 +109,13 @@ class StreamTransport(Transport, asyncio.Transport):
     # -- receiving --------------------------------------------------------------------------------
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        tls = isinstance(protocol, SSLProtocol)
+        buffered = isinstance(protocol, protocols.BufferedProtocol)
+        tls = buffered and isinstance(protocol, SSLProtocol)
         loop = self._loop
         if loop is not None:  # else closed, and asyncio's sendfile() restores the protocol
             self._arena = loop._arena_view if tls else loop._arena
             keep_chunks(loop, protocol)
-        buffered = isinstance(protocol, protocols.BufferedProtocol) and not tls
+        buffered = buffered and not tls
         changed, self._buffered = buffered != self._buffered, buffered
         self._protocol = protocol
         self._choose_way()

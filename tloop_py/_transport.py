@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tloop_py import _addr, _compat
 from tloop_py._base import FlowControl
 from tloop_py._debug import NOTHING, origin
-from tloop_py._ffi import lib, oserror
+from tloop_py._ffi import ADDR_BYTES, lib, oserror
 from tloop_py._receiver import EventReceiver
 
 if TYPE_CHECKING:
@@ -26,9 +26,11 @@ _logger = logging.getLogger("asyncio")
 
 # Each connection calls these; looking them up through `lib` costs 40 ns a time.
 _fd_of, _queued, _close = lib.tl_fd, lib.tl_queued, lib.tl_close
-_sockname, _peername = lib.tl_sockname, lib.tl_peername
+_names_of = lib.tl_names
 
 LAZY_INFO = ("socket", "sockname", "peername")
+_BOTH = 3  # names, as tl_names counts them
+_UNKNOWN = (0, b"")
 _MAX_MARK = (1 << 62) - 1
 _NO_INFO: Any = MappingProxyType({})  # idle connections share it: 80 bytes less
 
@@ -152,8 +154,8 @@ class Transport(Endpoint, FlowControl):
         self._handle = handle
         self._home = context if _compat.CONTEXT_OF_CONNECTION else None
         self._sock = sock
-        # sockname and peername, when the handle is closed and cannot be asked any more.
-        self._names: tuple[bytes | None, bytes | None] | None = None
+        # What _ask_names told, when the handle is closed and cannot be asked any more.
+        self._names: tuple[int, bytes] | None = None
         self._server: Server | None = None
         self._takes = 0
         self._write_barred = False  # one flag for all that write() must look into
@@ -299,11 +301,11 @@ class Transport(Endpoint, FlowControl):
 
     def _remember_names(self) -> None:
         """For who asks when the handle is closed."""
-        extra = self._extra
-        self._names = (
-            None if "sockname" in extra else self._ask(_sockname),
-            None if "peername" in extra else self._ask(_peername),
-        )
+        extra, which = self._extra, _BOTH
+        if extra is not _NO_INFO:
+            which = ("sockname" not in extra) + 2 * ("peername" not in extra)
+        if self._names is None:
+            self._names = self._ask_names(which)
 
     def _abandon(self) -> None:
         super()._abandon()
@@ -347,19 +349,16 @@ class Transport(Endpoint, FlowControl):
             if self._sock is None:
                 self._sock = self._make_socket()
             return trsock.TransportSocket(self._sock)
-        if self._names is not None:
-            raw = self._names[name == "peername"]
-        else:
-            raw = self._ask(_sockname if name == "sockname" else _peername)
-        return None if raw is None else _addr.parse(raw)
+        index = int(name == "peername")
+        known, raw = self._names or self._ask_names(1 << index)
+        return _addr.parse(raw[index * ADDR_BYTES :][:ADDR_BYTES]) if known & 1 << index else None
 
-    def _ask(self, function: Callable[[Any, int, Any], int]) -> bytes | None:
-        """The bytes of a tl_addr: most are never parsed, which costs more than the system call."""
+    def _ask_names(self, which: int) -> tuple[int, bytes]:
+        """Which names of those asked for (1: sockname, 2: peername) the C core knows, and the bytes
+        of two tl_addr: most are never parsed, which costs more than the system calls."""
         loop = self._loop
-        if not self._handle or function(self._c, self._handle, loop._name) < 0:
-            return None
-        raw: bytes = loop._name_bytes[:]
-        return raw
+        known = _names_of(self._c, self._handle, which, loop._names) if self._handle else 0
+        return (known, loop._names_bytes[:]) if known > 0 else _UNKNOWN
 
     def _make_socket(self) -> socket.socket:
         raise NotImplementedError

@@ -646,7 +646,7 @@ enum {
   OF_ALL = (1 << K_COUNT) - 1
 };
 
-static tl_addr scratch_addr;
+static tl_addr scratch_addr, scratch_addrs[2];
 static char scratch[16];
 
 #define CALL(name, expression) \
@@ -655,6 +655,7 @@ CALL(do_set_callback, tl_set_callback(loop, handle, NULL, NULL))
 CALL(do_fd, tl_fd(loop, handle))
 CALL(do_sockname, tl_sockname(loop, handle, &scratch_addr))
 CALL(do_peername, tl_peername(loop, handle, &scratch_addr))
+CALL(do_names, tl_names(loop, handle, 3, scratch_addrs))
 CALL(do_timer_start, tl_timer_start(loop, handle, T_SECOND, 0))
 CALL(do_timer_start_at, tl_timer_start_at(loop, handle, INT64_MAX, 0))
 CALL(do_timer_stop, tl_timer_stop(loop, handle))
@@ -693,6 +694,7 @@ static const call calls[] = {
     {"fd", do_fd, OF_FD},
     {"sockname", do_sockname, OF_FD},
     {"peername", do_peername, OF_FD},
+    {"names", do_names, OF_FD},
     {"timer_start", do_timer_start, OF_TIMER},
     {"timer_start_at", do_timer_start_at, OF_TIMER},
     {"timer_stop", do_timer_stop, OF_TIMER},

@@ -330,6 +330,12 @@ TEST(connected_sockets_are_well_behaved) {
     ASSERT_NE(on, 0);
     ASSERT_EQ(tl_sockname(loop, streams[i], &names[i]), 0);
     ASSERT_EQ(tl_peername(loop, streams[i], &peers[i]), 0);
+    tl_addr both[2] = {t_ip4(1), t_ip4(1)};
+    ASSERT_EQ(tl_names(loop, streams[i], 2, both), 2);
+    ASSERT_EQ(tl_addr_port(&both[0]), 1);
+    ASSERT_EQ(tl_names(loop, streams[i], 3, both), 3);
+    ASSERT_MEM(&both[0], &names[i], sizeof both[0]);
+    ASSERT_MEM(&both[1], &peers[i], sizeof both[1]);
   }
   ASSERT_MEM(&names[0], &peers[1], sizeof(tl_addr));
   ASSERT_MEM(&names[1], &peers[0], sizeof(tl_addr));
@@ -519,6 +525,10 @@ TEST_ON(peername_is_known_after_a_reset, ON_READY) {
   tl_handle stream = t_accept(loop, listener);
   ASSERT_EQ(tl_peername(loop, stream, &seen), 0);
   ASSERT_MEM(&seen, &client, sizeof seen);
+  tl_addr names[2];
+  ASSERT_EQ(tl_names(loop, stream, 2, names), 2);
+  ASSERT_MEM(&names[1], &client, sizeof client);
+  ASSERT_EQ(tl_names(loop, listener, 3, names), 1); /* which has no peer */
   t_close(loop, stream);
   t_close(loop, listener);
   t_end(loop);
