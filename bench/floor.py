@@ -2,8 +2,8 @@
 
 It runs the same C core as tloop does, and the same protocols, tasks and futures; but a callback
 that raises ends it, nothing is checked, and there is no flow control, no debug mode, no context
-per connection, no signal, no thread. What tloop costs more than this is the price of asyncio's
-behaviour; what this costs more than a loop in C is the price of Python.
+per connection, no signal. What tloop costs more than this is the price of asyncio's behaviour; what
+this costs more than a loop in C is the price of Python.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from contextvars import copy_context
+from functools import partial
 from heapq import heapify, heappop
 from itertools import count
 from struct import Struct
@@ -19,7 +20,19 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from tloop_py._compat import STEP_TYPE
-from tloop_py._ffi import ACCEPT, ADDR_BYTES, DATA, DATAGRAM, KEEP_FD, create_loop, ffi, lib
+from tloop_py._ffi import (
+    ACCEPT,
+    ADDR_BYTES,
+    DATA,
+    DATAGRAM,
+    EDGE,
+    KEEP_FD,
+    POLL,
+    READ,
+    create_loop,
+    ffi,
+    lib,
+)
 from tloop_py._outbox import BATCH, PACKERS
 
 if TYPE_CHECKING:
@@ -94,17 +107,36 @@ class Datagrams:
         return "127.0.0.1", lib.tl_addr_port(own)
 
 
+class Readable:
+    """A socket of sock_recv(), by the edges that the kernel reports."""
+
+    __slots__ = ("known", "waiter")
+
+    def __init__(self) -> None:
+        self.known = True
+        self.waiter: Any = None
+
+    def event(self) -> None:
+        self.known = True
+        if self.waiter is not None:
+            waiter, self.waiter = self.waiter, None
+            waiter.set_result(None)
+
+
 class Loop(asyncio.BaseEventLoop):
     def __init__(self) -> None:
         super().__init__()
         self.c: Any = create_loop(None)
         self.events: Any = ffi.new("tl_event[]", _CAPACITY)
+        self.tick: Any = ffi.new("tl_tick *", (self.c, self.events, 0, _CAPACITY))
         self.rows: Any = ffi.buffer(self.events)
         begin = lib.tl_loop_arena(self.c)
         self.begin = int(ffi.cast("intptr_t", begin))
         self.arena: Any = ffi.buffer(begin, lib.tl_loop_arena_bytes(self.c))
         self.receive: dict[int, Callable[..., None]] = {}  # by handle
         self.protocols: dict[int, Any] = {}  # the same; a listener's is its factory
+        self.watched: dict[Any, Any] = {}  # by socket: a reader's handle, or Readable
+        self.woken = False
         self.timers: list[tuple[float, int, Handle]] = []
         self.fresh: list[tuple[float, int, Handle]] = []  # which join them before the next poll
         self.numbers = count()
@@ -132,6 +164,16 @@ class Loop(asyncio.BaseEventLoop):
         self._ready.append(handle)
         return handle
 
+    def call_soon_threadsafe(  # type: ignore[override]
+        self, callback: Callable[..., object], *args: Any, context: Any = None
+    ) -> Any:
+        handle = Handle(copy_context() if context is None else context, callback, args)
+        self._ready.append(handle)
+        if not self.woken:
+            self.woken = True
+            lib.tl_loop_wake(self.c)
+        return handle
+
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., object], *args: Any, context: Any = None
     ) -> Any:
@@ -149,12 +191,16 @@ class Loop(asyncio.BaseEventLoop):
     def _run_once(self) -> None:
         """Until stop(), as tloop's."""
         ready, timers, rows = self._ready, self.timers, self.rows
-        rows_of, size, poll, c = _ROW.iter_unpack, _ROW.size, lib.tl_loop_poll, self.c
+        rows_of, size, poll, tick = _ROW.iter_unpack, _ROW.size, lib.tl_loop_tick, self.tick
+        asked = tick.timeout_ns
         while True:
             if ready and not (timers or self.fresh or self.protocols or self._stopping):
                 self.run(len(ready))  # the kernel has nothing for it
                 continue
-            n = poll(c, self.events, _CAPACITY, self.patience())
+            if (patience := self.patience()) != asked:
+                tick.timeout_ns = asked = patience
+            n = poll(tick)
+            self.woken = False
             before = len(ready)
             if timers:
                 self.move_due()
@@ -202,6 +248,8 @@ class Loop(asyncio.BaseEventLoop):
             elif kind == DATAGRAM:
                 place = self.begin + offset - ADDR_BYTES
                 receive[handle](arena[offset : offset + result], place)
+            elif kind == POLL:
+                receive[handle]()
             elif kind == ACCEPT:
                 self.accepted(handle, result)
             elif handle in receive:
@@ -235,6 +283,58 @@ class Loop(asyncio.BaseEventLoop):
         else:
             PACKERS[count].pack_into(self.box_bytes, 0, *written, *map(len, parts))
             _write_batch(self.c, self.box, count, b"".join(parts))
+
+    def watch(self, fd: int, mask: int, callback: Callable[[], object]) -> int:
+        handle = lib.tl_poll_create(self.c, fd)
+        self.receive[handle] = callback
+        lib.tl_poll_start(self.c, handle, mask)
+        return handle
+
+    def add_reader(  # type: ignore[override]
+        self, sock: socket.socket, callback: Callable[..., object], *args: Any
+    ) -> None:
+        run = partial(copy_context().run, callback, *args)
+        self.watched[sock] = self.watch(sock.fileno(), READ, run)
+
+    def remove_reader(self, sock: socket.socket) -> None:  # type: ignore[override]
+        handle = self.watched.pop(sock)
+        del self.receive[handle]
+        lib.tl_close(self.c, handle)
+
+    def readable(self, sock: socket.socket) -> Readable:
+        self.watched[sock] = entry = Readable()
+        self.watch(sock.fileno(), READ | EDGE, entry.event)
+        return entry
+
+    async def sock_recv(self, sock: socket.socket, n: int) -> bytes:
+        entry = self.watched.get(sock) or self.readable(sock)
+        while True:
+            if not entry.known:
+                entry.waiter = self.create_future()
+                await entry.waiter
+            try:
+                data = sock.recv(n)
+            except BlockingIOError:
+                entry.known = False
+                continue
+            entry.known = not 0 < len(data) < n
+            return data
+
+    async def sock_sendall(self, sock: socket.socket, data: bytes) -> None:
+        if sock.send(data) < len(data):
+            raise BlockingIOError("the load must not send more than the kernel's queue takes")
+
+    async def sock_accept(self, sock: socket.socket) -> tuple[socket.socket, Any]:
+        entry = self.watched.get(sock) or self.readable(sock)
+        while True:
+            try:
+                peer, address = sock.accept()
+            except BlockingIOError:
+                entry.waiter = self.create_future()
+                await entry.waiter
+            else:
+                peer.setblocking(False)
+                return peer, address
 
     async def create_server(  # type: ignore[override]
         self, factory: Callable[[], Any], host: str, port: int, *, backlog: int, ssl: object = None

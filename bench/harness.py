@@ -119,7 +119,7 @@ PROGRAMS = {
     "tloop_tls.h": Program("examples/tls_echo.c", ("0", str(serve.CERTIFICATE)), tls=True),
 }
 
-FLOOR_SERVES = ("protocol", "buffered", "streams", "udp", "udp-count")  # modes of serve.py
+FLOOR_SERVES = ("protocol", "buffered", "streams", "raw", "udp", "udp-count")  # modes of serve.py
 LIMITS = {*PROGRAMS, serve.FLOOR}  # what nobody would use as an event loop of asyncio
 
 

@@ -44,7 +44,9 @@ def test_row(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     serves_row("tloop+mbedtls" if kind.tls else "tloop", rows.Row.parse(name))
 
 
-@pytest.mark.parametrize("name", ["protocol", "connect", "buffered", "streams", "udp", "udp-flood"])
+@pytest.mark.parametrize(
+    "name", ["protocol", "connect", "buffered", "streams", "raw", "udp", "udp-flood"]
+)
 def test_floor(name: str) -> None:
     """The limit answers like a loop, in the rows that it has."""
     serves_row(serve.FLOOR, rows.Row.parse(name))
