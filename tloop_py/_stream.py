@@ -241,8 +241,8 @@ class StreamTransport(Transport, asyncio.Transport):
             _memmove(buffer, data, size)
         except (TypeError, ValueError, BufferError):
             self._refuse(buffer)
-        else:
-            self._buffer_updated(size)
+            return
+        self._protocol.buffer_updated(size)  # what it raises the dispatcher gives _event_failed
 
     def _fill_buffer(self) -> None:
         buffer = self._ask_buffer()
@@ -276,7 +276,7 @@ class StreamTransport(Transport, asyncio.Transport):
         n = _recv(self._c, self._handle, lent, len(lent))
         _release(lent)
         if n > 0:
-            self._buffer_updated(n)
+            self._protocol.buffer_updated(n)
         elif n == 0:
             self._received_eof()
         elif n != _EAGAIN:
