@@ -198,6 +198,10 @@ class Tracer:
     def available(self) -> bool:
         return self._module is not None
 
+    @property
+    def runs(self) -> bool:
+        return self.available and bool(self._module.is_tracing())
+
     def start(self) -> None:
         self._module.start()
 
