@@ -42,25 +42,15 @@ class Handle(events.Handle):
 
 
 class _LockedHandle(getattr(events, "_ThreadSafeHandle", Handle)):  # type: ignore[misc]
-    """asyncio's, with three frames less. As there its lock is held while it runs: once cancel() has
+    """asyncio's, with fewer frames. As there its lock is held while it runs: once cancel() has
     returned in another thread, the callback has ended or never begins."""
 
     __slots__ = ()
 
     def __init__(
-        self: Any,
-        callback: Callable[..., object],
-        args: tuple[Any, ...],
-        loop: Any,
-        context: Context,
+        self: Any, callback: Callable[..., object], args: Any, loop: Any, context: Context
     ) -> None:
-        self._context = context
-        self._loop = loop
-        self._callback = callback
-        self._args = args
-        self._cancelled = False
-        self._repr = None
-        self._source_traceback = None
+        Handle.__init__(self, callback, args, loop, context)
         self._lock = RLock()
 
     def _run(self: Any) -> None:

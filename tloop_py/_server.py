@@ -38,6 +38,8 @@ _NO_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 class _Acceptor(EventReceiver):
     """One listening socket. The C core accepts, many connections per tick."""
 
+    _takes = ACCEPT
+
     def __init__(
         self,
         loop: ServerMixin,
@@ -59,7 +61,6 @@ class _Acceptor(EventReceiver):
         if self.handle < 0:
             raise oserror(self.handle, f"cannot listen on {sock!r}")
         self._context = copy_context() if context is None else context
-        self._takes = ACCEPT
         self._source_traceback = origin(loop)
         loop._handlers[self.handle] = self
 
