@@ -450,7 +450,7 @@ TL_API int tl_sockname(const tl_loop *loop, tl_handle handle, tl_addr *addr);
 TL_API int tl_peername(const tl_loop *loop, tl_handle handle, tl_addr *addr);
 
 /* Both with one call, for bindings: names[0] as by tl_sockname if which has bit 1, names[1] as by
-   tl_peername if it has bit 2; what is not known is left as it is.
+   tl_peername if it has bit 2; what is not asked for is left as it is.
    Returns: the bits of those that are, TL_EBADH or TL_EKIND. Thread: loop. */
 TL_API int tl_names(const tl_loop *loop, tl_handle handle, int which, tl_addr names[2]);
 

@@ -29,7 +29,6 @@ _fd_of, _queued, _close = lib.tl_fd, lib.tl_queued, lib.tl_close
 _names_of = lib.tl_names
 
 LAZY_INFO = ("socket", "sockname", "peername")
-_BOTH = 3  # names, as tl_names counts them
 _UNKNOWN = (0, b"")
 _MAX_MARK = (1 << 62) - 1
 _NO_INFO: Any = MappingProxyType({})  # idle connections share it: 80 bytes less
@@ -301,10 +300,9 @@ class Transport(Endpoint, FlowControl):
 
     def _remember_names(self) -> None:
         """For who asks when the handle is closed."""
-        extra, which = self._extra, _BOTH
-        if extra is not _NO_INFO:
-            which = ("sockname" not in extra) + 2 * ("peername" not in extra)
         if self._names is None:
+            extra = self._extra
+            which = ("sockname" not in extra) + 2 * ("peername" not in extra)
             self._names = self._ask_names(which)
 
     def _abandon(self) -> None:
