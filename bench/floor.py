@@ -9,6 +9,7 @@ this costs more than a loop in C is the price of Python.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from contextvars import copy_context
 from functools import partial
@@ -36,7 +37,7 @@ from tloop_py._ffi import (
 from tloop_py._outbox import BATCH, PACKERS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 __version__ = "the least in Python"
 
@@ -76,14 +77,23 @@ class Stream:
         if len(loop.parts) == BATCH:
             loop.flush()
 
+    def writelines(self, parts: Iterable[bytes]) -> None:
+        self.write(b"".join(parts))
+
     def get_extra_info(self, name: str) -> None:
         return None
 
     def is_closing(self) -> bool:
-        return False
+        return self.handle not in self.loop.receive
 
     def close(self) -> None:
-        lib.tl_close(self.loop.c, self.handle)
+        loop = self.loop
+        if loop.receive.pop(self.handle, None):
+            loop.flush()
+            lib.tl_close(loop.c, self.handle)
+            loop.call_soon(loop.protocols.pop(self.handle).connection_lost, None)
+
+    abort = close
 
 
 class Datagrams:
@@ -197,6 +207,8 @@ class Loop(asyncio.BaseEventLoop):
             if ready and not (timers or self.fresh or self.protocols or self._stopping):
                 self.run(len(ready))  # the kernel has nothing for it
                 continue
+            if self.parts:
+                self.flush()
             if (patience := self.patience()) != asked:
                 tick.timeout_ns = asked = patience
             n = poll(tick)
@@ -207,10 +219,9 @@ class Loop(asyncio.BaseEventLoop):
             if n:
                 self.dispatch(rows_of(rows[: n * size]))
             self.run(before)
-            if self.parts:
-                self.flush()
             if self._stopping:
                 break
+        self.flush()
 
     def patience(self) -> int:
         timers, fresh = self.timers, self.fresh
@@ -244,14 +255,15 @@ class Loop(asyncio.BaseEventLoop):
         receive, arena = self.receive, self.arena
         for handle, kind, result, offset in events:
             if kind == DATA:
-                receive[handle](arena[offset : offset + result])
+                if handle in receive:  # its protocol may have closed it since
+                    receive[handle](arena[offset : offset + result])
             elif kind == DATAGRAM:
                 place = self.begin + offset - ADDR_BYTES
                 receive[handle](arena[offset : offset + result], place)
             elif kind == POLL:
                 receive[handle]()
             elif kind == ACCEPT:
-                self.accepted(handle, result)
+                self.connect(result, self.protocols[handle]())
             elif handle in receive:
                 del receive[handle]
                 lib.tl_close(self.c, handle)
@@ -259,17 +271,21 @@ class Loop(asyncio.BaseEventLoop):
                 protocol.eof_received()
                 protocol.connection_lost(None)
 
-    def accepted(self, listener: int, handle: int) -> None:
-        self.protocols[handle] = protocol = self.protocols[listener]()
+    def connect(self, handle: int, protocol: Any) -> Stream:
+        self.protocols[handle] = protocol
         if isinstance(protocol, asyncio.BufferedProtocol):
             self.receive[handle] = copier(protocol)
         else:
-            self.receive[handle] = protocol.data_received
-        protocol.connection_made(Stream(self, handle))
+            self.receive[handle] = getattr(protocol, "data_received", ignore)
+        transport = Stream(self, handle)
+        protocol.connection_made(transport)
         lib.tl_stream_read_start(self.c, handle)
+        return transport
 
     def flush(self) -> None:
         parts, count = [bytes(part) for part in self.parts], len(self.parts)
+        if not count:
+            return
         self.parts = []
         if self.places:
             places, self.places = self.places, []
@@ -337,13 +353,43 @@ class Loop(asyncio.BaseEventLoop):
                 return peer, address
 
     async def create_server(  # type: ignore[override]
-        self, factory: Callable[[], Any], host: str, port: int, *, backlog: int, ssl: object = None
+        self, factory: Callable[[], Any], host: str, port: int, *, backlog: int, **_: object
     ) -> Any:
         server = socket.create_server((host, port), backlog=backlog)
         server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return self.listen(server, factory)
+
+    async def create_unix_server(  # type: ignore[override]
+        self, factory: Callable[[], Any], path: str, *, backlog: int, **_: object
+    ) -> Any:
+        server = socket.socket(socket.AF_UNIX)
+        server.bind(path)
+        server.listen(backlog)
+        return self.listen(server, factory)
+
+    def listen(self, server: socket.socket, factory: Callable[[], Any]) -> SimpleNamespace:
+        server.setblocking(False)
         handle = lib.tl_listener_open(self.c, server.fileno(), KEEP_FD)
         self.protocols[handle] = factory
         return SimpleNamespace(sockets=[server])
+
+    async def create_unix_connection(  # type: ignore[override]
+        self, factory: Callable[[], Any], path: str
+    ) -> tuple[Stream, Any]:
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(path)
+        return self.open(sock.detach(), factory())
+
+    async def connect_read_pipe(  # type: ignore[override]
+        self, factory: Callable[[], Any], pipe: Any
+    ) -> tuple[Stream, Any]:
+        return self.open(os.dup(pipe.fileno()), factory())
+
+    connect_write_pipe = connect_read_pipe  # type: ignore[assignment]
+
+    def open(self, fd: int, protocol: Any) -> tuple[Stream, Any]:
+        os.set_blocking(fd, False)
+        return self.connect(lib.tl_stream_open(self.c, fd, 0), protocol), protocol
 
     async def create_datagram_endpoint(  # type: ignore[override]
         self, factory: Callable[[], Any], local: tuple[str, int]
@@ -357,6 +403,10 @@ class Loop(asyncio.BaseEventLoop):
         protocol.connection_made(transport)
         lib.tl_udp_read_start(self.c, handle)
         return transport, protocol
+
+
+def ignore(data: bytes) -> None:
+    """For what has nobody to receive."""
 
 
 def copier(protocol: asyncio.BufferedProtocol) -> Callable[[bytes], None]:

@@ -74,7 +74,7 @@ class Contender:
                 False,
             )
         if self.loop == serve.FLOOR:
-            return row.kind.server in FLOOR_SERVES and not (row.kind.tls or row.kind.unix)
+            return not (row.kind.file or row.kind.tls)
         return row.kind.tls or "+mbedtls" not in self.name
 
     def command(self, row: Row, folder: str) -> list[str]:
@@ -119,7 +119,6 @@ PROGRAMS = {
     "tloop_tls.h": Program("examples/tls_echo.c", ("0", str(serve.CERTIFICATE)), tls=True),
 }
 
-FLOOR_SERVES = ("protocol", "buffered", "streams", "raw", "udp", "udp-count")  # modes of serve.py
 LIMITS = {*PROGRAMS, serve.FLOOR}  # what nobody would use as an event loop of asyncio
 
 

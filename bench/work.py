@@ -262,8 +262,8 @@ ROWS = {
     "add_reader ping-pong": Work(reader_ping_pong, 30_000, floor=True),
     "run_in_executor": Work(run_in_executor, 4_000, ("wall_ns",), floor=True),
     "subprocess spawn + wait": Work(spawn_and_wait, 100, ("wall_ns",), repeat=2),
-    "redis pipeline": Work(redis_pipeline, 10_000, service="redis"),
-    "postgres query": Work(postgres_queries, 5_000, service="postgres"),
+    "redis pipeline": Work(redis_pipeline, 10_000, service="redis", floor=True),
+    "postgres query": Work(postgres_queries, 5_000, service="postgres", floor=True),
     "import": Work(nothing, 1, ("wall_ns",)),
 }
 

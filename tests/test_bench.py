@@ -32,8 +32,17 @@ def small(kind: rows.Kind) -> rows.Kind:
     return replace(kind, load=load, size=1_000_000 if kind.file else kind.size)
 
 
-@pytest.mark.parametrize("name", rows.KINDS)
-def test_row(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+SERVED = [
+    (name, loop)
+    for loop in ("tloop", serve.FLOOR)
+    for name in rows.KINDS
+    if harness.Contender(loop).serves(rows.Row.parse(name))
+]
+
+
+@pytest.mark.parametrize(("name", "loop"), SERVED)
+def test_row(name: str, loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit, too, answers like a loop in the rows that it has."""
     kind = small(rows.KINDS[name])
     monkeypatch.setitem(rows.KINDS, name, kind)
     if absent := [package for package in kind.needs if not importlib.util.find_spec(package)]:
@@ -41,20 +50,8 @@ def test_row(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if kind.tls and not harness.load_program()[1]:
         pytest.skip("OpenSSL's headers are not installed: apt-get install libssl-dev")
     monkeypatch.setattr(harness, "wrk_version", lambda: None)
-    serves_row("tloop+mbedtls" if kind.tls else "tloop", rows.Row.parse(name))
-
-
-@pytest.mark.parametrize(
-    "name", ["protocol", "connect", "buffered", "streams", "raw", "udp", "udp-flood"]
-)
-def test_floor(name: str) -> None:
-    """The limit answers like a loop, in the rows that it has."""
-    serves_row(serve.FLOOR, rows.Row.parse(name))
-
-
-def serves_row(name: str, row: rows.Row) -> None:
-    contender = harness.Contender(name)
-    assert contender.serves(row)
+    row = rows.Row.parse(name)
+    contender = harness.Contender(loop + "+mbedtls" * kind.tls)
     report = harness.measure(contender, row, seconds=0.02, warmup=0.02)
     assert report["requests"] > 0
     assert row.kind.unit == "datagram" or report["verified_bytes"] > 0
@@ -74,7 +71,7 @@ def test_spared() -> None:
 
 @pytest.mark.parametrize(
     ("name", "loop"),
-    [(n, loop) for n in ALONE for loop in ("tloop", "floor") if work.ROWS[n].takes(loop)],
+    [(n, loop) for n in ALONE for loop in ("tloop", serve.FLOOR) if work.ROWS[n].takes(loop)],
 )
 def test_work(name: str, loop: str) -> None:
     row = work.ROWS[name]
