@@ -27,7 +27,7 @@ _DATA = READ | WRITE  # an edge tells of the room, too
 class _Nobody:
     """As a handle that is not called, so that Descriptor._event is."""
 
-    _cancelled = True
+    _args = None
 
 
 _NOBODY = _Nobody()

@@ -320,7 +320,7 @@ class Loop(
         """Put new timers into the heap, but those that are cancelled already."""
         timers = self._timers
         for timer in self._fresh_timers:
-            if not (timer._cancelled or timer._scheduled):  # Ctrl-C may have ended this before
+            if not (timer._args is None or timer._scheduled):  # Ctrl-C may have ended this before
                 timer._scheduled = True
                 # Tuples compare in C; TimerHandle.__lt__ is Python and costs ten times as much.
                 self._timer_seq = seq = self._timer_seq + 1
@@ -330,11 +330,11 @@ class Loop(
     def _drop_cancelled_timers(self) -> None:
         timers = self._timers
         if len(timers) > _MIN_TIMERS and self._timer_cancelled_count * 2 > len(timers):
-            timers[:] = [entry for entry in timers if not entry[2]._cancelled]
+            timers[:] = [entry for entry in timers if entry[2]._args is not None]
             heapify(timers)
             self._timer_cancelled_count = 0
             return
-        while timers and timers[0][2]._cancelled:
+        while timers and timers[0][2]._args is None:
             self._timer_cancelled_count -= 1
             heappop(timers)
 
@@ -486,18 +486,18 @@ class Loop(
                             context.run(callback)
                         else:
                             context.run(callback, argument)
-                    elif item._cancelled:
-                        continue
                     elif item.__class__ is Handle:
                         # Handle._run without its frame; and a starred call costs 0.1 us more.
                         args = item._args
                         if not args:
+                            if args is None:  # cancelled
+                                continue
                             item._context.run(item._callback)
                         elif len(args) == 1:
                             item._context.run(item._callback, args[0])
                         else:
                             item._context.run(item._callback, *args)
-                    else:
+                    elif not item._cancelled:
                         item._run()
                 except (SystemExit, KeyboardInterrupt):
                     raise
@@ -547,7 +547,7 @@ class Loop(
                         receiver._protocol.data_received, receiver._arena[offset : offset + result]
                     )
                 elif kind == POLL:
-                    if receiver.only._cancelled or self._debug:
+                    if receiver.only._args is None or self._debug:
                         receiver._event(kind, result, offset)
                     else:
                         receiver = receiver.only  # which is also who reports what it raises
