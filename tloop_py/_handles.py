@@ -59,7 +59,7 @@ class Handle(_Plain, events.Handle):  # type: ignore[override]
         self._loop._callback_failed(self, exc)
 
 
-class _LockedHandle(_Plain, getattr(events, "_ThreadSafeHandle", events.Handle)):  # type: ignore[misc]
+class _ThreadSafeHandle(_Plain, getattr(events, "_ThreadSafeHandle", events.Handle)):  # type: ignore[misc]
     """asyncio's, with fewer frames. As there its lock is held while it runs: once cancel() has
     returned in another thread, the callback has ended or never begins."""
 
@@ -87,7 +87,7 @@ class _LockedHandle(_Plain, getattr(events, "_ThreadSafeHandle", events.Handle))
                 self._loop._callback_failed(self, exc)
 
 
-ThreadSafeHandle: Any = _LockedHandle if THREADSAFE_HANDLES else Handle
+ThreadSafeHandle: Any = _ThreadSafeHandle if THREADSAFE_HANDLES else Handle
 
 
 class TimerHandle(_Plain, events.TimerHandle):  # type: ignore[override]
