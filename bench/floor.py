@@ -9,6 +9,7 @@ this costs more than a loop in C is the price of Python.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 from contextvars import copy_context
@@ -30,11 +31,12 @@ from tloop_py._ffi import (
     KEEP_FD,
     POLL,
     READ,
+    READABLE,
     create_loop,
     ffi,
     lib,
 )
-from tloop_py._outbox import BATCH, PACKERS
+from tloop_py._outbox import BATCH, PACKERS, SMALL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -43,6 +45,7 @@ __version__ = "the least in Python"
 
 _write, _write_batch = lib.tl_stream_write, lib.tl_stream_write_batch
 _CAPACITY = 1024
+_LARGEST = 256 << 10  # bytes of one receive
 _ROW = Struct("4q")
 
 
@@ -72,6 +75,10 @@ class Stream:
 
     def write(self, data: bytes) -> None:
         loop = self.loop
+        if len(data) > SMALL:
+            loop.flush()
+            _write(loop.c, self.handle, bytes(data), len(data))
+            return
         loop.written.append(self.handle)
         loop.parts.append(data)
         if len(loop.parts) == BATCH:
@@ -265,11 +272,36 @@ class Loop(asyncio.BaseEventLoop):
             elif kind == ACCEPT:
                 self.connect(result, self.protocols[handle]())
             elif handle in receive:
-                del receive[handle]
-                lib.tl_close(self.c, handle)
-                protocol = self.protocols.pop(handle)
-                protocol.eof_received()
-                protocol.connection_lost(None)
+                if kind == READABLE:
+                    self.receive_large(handle)
+                else:
+                    self.end(handle)
+
+    def receive_large(self, handle: int) -> None:
+        protocol = self.protocols[handle]
+        if isinstance(protocol, asyncio.BufferedProtocol):
+            buffer = ffi.from_buffer(protocol.get_buffer(-1))
+            size = lib.tl_stream_recv(self.c, handle, buffer, len(buffer))
+            if size > 0:
+                protocol.buffer_updated(size)
+        else:
+            try:
+                data = os.read(lib.tl_fd(self.c, handle), _LARGEST)
+                size = len(data)
+            except BlockingIOError:
+                size = -errno.EAGAIN
+            lib.tl_stream_received(self.c, handle, size, _LARGEST)
+            if size > 0:
+                protocol.data_received(data)
+        if not size:
+            self.end(handle)
+
+    def end(self, handle: int) -> None:
+        del self.receive[handle]
+        lib.tl_close(self.c, handle)
+        protocol = self.protocols.pop(handle)
+        protocol.eof_received()
+        protocol.connection_lost(None)
 
     def connect(self, handle: int, protocol: Any) -> Stream:
         self.protocols[handle] = protocol
@@ -279,7 +311,7 @@ class Loop(asyncio.BaseEventLoop):
             self.receive[handle] = getattr(protocol, "data_received", ignore)
         transport = Stream(self, handle)
         protocol.connection_made(transport)
-        lib.tl_stream_read_start(self.c, handle)
+        lib.tl_stream_read_mixed(self.c, handle, SMALL)
         return transport
 
     def flush(self) -> None:
