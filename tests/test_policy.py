@@ -180,13 +180,15 @@ def test_a_child_watcher_tells_the_loop_of_an_exit(policy: Any, name: str) -> No
     watcher.attach_loop(loop)
     exits: list[tuple[int, int]] = []
 
-    async def watch(pid: int) -> None:
-        watcher.add_child_handler(pid, lambda *exited: exits.append(exited))
+    async def watch(child: Any) -> None:
+        watcher.add_child_handler(child.pid, lambda *exited: exits.append(exited))
+        # Not before: MultiLoopChildWatcher would reap it twice if SIGCHLD came in between.
+        child.stdin.close()
         await until(lambda: exits)
 
     with watcher:
-        child = subprocess.Popen(["sh", "-c", "exit 7"])
-        loop.run_until_complete(watch(child.pid))
+        child = subprocess.Popen(["sh", "-c", "read line; exit 7"], stdin=subprocess.PIPE)
+        loop.run_until_complete(watch(child))
     child.returncode = 7  # the watcher has reaped it
     assert exits == [(child.pid, 7)]
     watcher.close()
