@@ -37,6 +37,7 @@ from tloop_py._ffi import (
     lib,
 )
 from tloop_py._outbox import BATCH, PACKERS, SMALL
+from tloop_py._reader import keep_chunks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -207,25 +208,32 @@ class Loop(asyncio.BaseEventLoop):
 
     def _run_once(self) -> None:
         """Until stop(), as tloop's."""
-        ready, timers, rows = self._ready, self.timers, self.rows
+        ready, timers, fresh, rows = self._ready, self.timers, self.fresh, self.rows
         rows_of, size, poll, tick = _ROW.iter_unpack, _ROW.size, lib.tl_loop_tick, self.tick
+        row_of = _ROW.unpack_from
         asked = tick.timeout_ns
         while True:
-            if ready and not (timers or self.fresh or self.protocols or self._stopping):
+            if ready and not (timers or fresh or self.protocols or self._stopping):
                 self.run(len(ready))  # the kernel has nothing for it
                 continue
             if self.parts:
                 self.flush()
-            if (patience := self.patience()) != asked:
+            patience = 0 if ready or self._stopping else -1
+            if timers or fresh:
+                patience = self.patience()
+            if patience != asked:
                 tick.timeout_ns = asked = patience
             n = poll(tick)
             self.woken = False
             before = len(ready)
             if timers:
                 self.move_due()
-            if n:
+            if n == 1:
+                self.dispatch((row_of(rows),))
+            elif n:
                 self.dispatch(rows_of(rows[: n * size]))
-            self.run(before)
+            if before:
+                self.run(before)
             if self._stopping:
                 break
         self.flush()
@@ -305,6 +313,7 @@ class Loop(asyncio.BaseEventLoop):
 
     def connect(self, handle: int, protocol: Any) -> Stream:
         self.protocols[handle] = protocol
+        keep_chunks(self, protocol)  # type: ignore[arg-type]
         if isinstance(protocol, asyncio.BufferedProtocol):
             self.receive[handle] = copier(protocol)
         else:
@@ -315,20 +324,22 @@ class Loop(asyncio.BaseEventLoop):
         return transport
 
     def flush(self) -> None:
-        parts, count = [bytes(part) for part in self.parts], len(self.parts)
-        if not count:
-            return
-        self.parts = []
+        parts, count = self.parts, len(self.parts)
+        if count == 1 and not self.places:
+            part = bytes(parts.pop())
+            _write(self.c, self.written.pop(), part, len(part))
+        elif count:
+            self.parts = []
+            self.flush_batch(parts, count)
+
+    def flush_batch(self, parts: list[bytes], count: int) -> None:
         if self.places:
             places, self.places = self.places, []
             PACKERS[count].pack_into(self.box_bytes, 0, *map(len, parts), *places)
             (handle,) = self.receive
             lib.tl_udp_send_rows(self.c, handle, self.box, count, b"".join(parts))
-            return
-        written, self.written = self.written, []
-        if count == 1:
-            _write(self.c, written[0], parts[0], len(parts[0]))
         else:
+            written, self.written = self.written, []
             PACKERS[count].pack_into(self.box_bytes, 0, *written, *map(len, parts))
             _write_batch(self.c, self.box, count, b"".join(parts))
 
