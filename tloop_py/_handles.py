@@ -73,7 +73,7 @@ class _ThreadSafeHandle(_Plain, getattr(events, "_ThreadSafeHandle", events.Hand
 
     def cancel(self: Any) -> None:
         with self._lock:
-            self._callback = self._args = None
+            super().cancel()
 
     def _run(self: Any) -> None:
         with self._lock:
