@@ -21,10 +21,11 @@ from time import monotonic
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from tloop_py._compat import STEP_TYPE
+from tloop_py._compat import CPYTHON, STEP_TYPE
 from tloop_py._ffi import (
     ACCEPT,
     ADDR_BYTES,
+    CAP_RECEIVED,
     DATA,
     DATAGRAM,
     EDGE,
@@ -38,6 +39,7 @@ from tloop_py._ffi import (
 )
 from tloop_py._outbox import BATCH, PACKERS, SMALL
 from tloop_py._reader import keep_chunks
+from tloop_py._stream import LARGE_FOR_BUFFER, NEVER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -148,6 +150,8 @@ class Loop(asyncio.BaseEventLoop):
         self.events: Any = ffi.new("tl_event[]", _CAPACITY)
         self.tick: Any = ffi.new("tl_tick *", (self.c, self.events, 0, _CAPACITY))
         self.rows: Any = ffi.buffer(self.events)
+        may_receive = lib.tl_loop_caps(self.c) & CAP_RECEIVED and CPYTHON  # as tloop does
+        self.large = SMALL if may_receive else NEVER
         begin = lib.tl_loop_arena(self.c)
         self.begin = int(ffi.cast("intptr_t", begin))
         self.arena: Any = ffi.buffer(begin, lib.tl_loop_arena_bytes(self.c))
@@ -315,12 +319,12 @@ class Loop(asyncio.BaseEventLoop):
         self.protocols[handle] = protocol
         keep_chunks(self, protocol)  # type: ignore[arg-type]
         if isinstance(protocol, asyncio.BufferedProtocol):
-            self.receive[handle] = copier(protocol)
+            self.receive[handle], large = copier(protocol), LARGE_FOR_BUFFER
         else:
-            self.receive[handle] = getattr(protocol, "data_received", ignore)
+            self.receive[handle], large = getattr(protocol, "data_received", ignore), self.large
         transport = Stream(self, handle)
         protocol.connection_made(transport)
-        lib.tl_stream_read_mixed(self.c, handle, SMALL)
+        lib.tl_stream_read_mixed(self.c, handle, large)
         return transport
 
     def flush(self) -> None:
