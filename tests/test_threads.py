@@ -101,7 +101,12 @@ async def test_run_coroutine_threadsafe_answers_the_thread(loop: Loop) -> None:
     assert answers == ["hello"]
 
 
-@pytest.mark.skipif(sys.version_info < (3, 14), reason="handles wait for other threads since 3.14")
+handles_wait = pytest.mark.skipif(
+    sys.version_info < (3, 14), reason="handles wait for other threads since 3.14"
+)
+
+
+@handles_wait
 def test_cancel_from_another_thread_waits_for_the_running_callback(loop: Loop) -> None:
     started, order = threading.Event(), []
 
@@ -117,6 +122,73 @@ def test_cancel_from_another_thread_waits_for_the_running_callback(loop: Loop) -
     order.append("cancelled")
     thread.join()
     assert order == ["ran", "cancelled"]
+
+
+@handles_wait
+def test_cancel_waits_for_a_callback_that_fails(loop: Loop) -> None:
+    started, reported = threading.Event(), []
+    loop.set_exception_handler(lambda loop, context: reported.append(context["handle"]))
+
+    def callback() -> None:
+        started.set()
+        time.sleep(0.005)
+        raise ZeroDivisionError
+
+    handle = loop.call_soon_threadsafe(callback)
+    thread = in_thread(loop.run_until_complete, asyncio.sleep(0.001))
+    started.wait()
+    assert not handle.cancelled()  # which waits as well
+    assert reported == [handle]
+    handle.cancel()
+    assert handle.cancelled()
+    thread.join()
+
+
+@handles_wait
+def test_a_callback_cancelled_by_another_thread_has_ended_or_never_begins(loop: Loop) -> None:
+    begun: list[int] = []
+    ended: list[int] = []
+    wrong: list[int] = []
+
+    def callback(number: int) -> None:
+        begun.append(number)
+        ended.append(number)
+
+    def work() -> None:
+        for number in range(4000):
+            handle = loop.call_soon_threadsafe(callback, number)
+            for _ in range(number % 40):  # until the callback runs, or has run
+                pass
+            handle.cancel()
+            before = number in begun[-1:], number in ended[-1:]
+            time.sleep(0)
+            if before != (number in begun[-1:],) * 2:
+                wrong.append(number)
+        loop.call_soon_threadsafe(loop.stop)
+
+    former = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        thread = in_thread(work)
+        loop.run_forever()
+        thread.join()
+    finally:
+        sys.setswitchinterval(former)
+    assert wrong == []
+    assert begun, "each was cancelled too soon for the test to tell anything"
+
+
+def test_a_threadsafe_callback_may_cancel_itself(loop: Loop) -> None:
+    seen: list[bool] = []
+
+    def callback() -> None:
+        handle.cancel()
+        seen.append(handle.cancelled())
+        loop.stop()
+
+    handle = loop.call_soon_threadsafe(callback)
+    loop.run_forever()
+    assert seen == [True]
 
 
 async def test_run_in_executor_gives_result_and_exception(loop: Loop) -> None:

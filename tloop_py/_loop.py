@@ -100,6 +100,9 @@ class Loop(
         # Held while another thread is inside the C loop. Reentrant: signal handlers wake the loop.
         self._wake_lock = threading.RLock()
         self._woken = False
+        # For threads that cancel a callback while it runs, and how many do.
+        self._run_ended = threading.Condition()
+        self._awaiting_end = 0
         self._outbox = Outbox()
         super().__init__()
         self._events: Any = ffi.new("tl_event[]", _CAPACITY)
@@ -486,8 +489,8 @@ class Loop(
                             context.run(callback)
                         else:
                             context.run(callback, argument)
-                    elif item.__class__ is Handle:
-                        # Handle._run without its frame; and a starred call costs 0.1 us more.
+                    elif (kind := item.__class__) is Handle or kind is TimerHandle:
+                        # Their _run without its frame; and a starred call costs 0.1 us more.
                         args = item._args
                         if not args:
                             if args is None:  # cancelled
@@ -497,7 +500,7 @@ class Loop(
                             item._context.run(item._callback, args[0])
                         else:
                             item._context.run(item._callback, *args)
-                    elif not item._cancelled:
+                    elif item._args is not None:  # all handles forget them when cancelled
                         item._run()
                 except (SystemExit, KeyboardInterrupt):
                     raise
