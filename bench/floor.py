@@ -83,7 +83,8 @@ class Stream:
             _write(loop.c, self.handle, bytes(data), len(data))
             return
         loop.written.append(self.handle)
-        loop.parts.append(data)
+        # A buffer may change before the end of the tick.
+        loop.parts.append(data if type(data) is bytes else bytes(data))
         if len(loop.parts) == BATCH:
             loop.flush()
 
@@ -330,7 +331,7 @@ class Loop(asyncio.BaseEventLoop):
     def flush(self) -> None:
         parts, count = self.parts, len(self.parts)
         if count == 1 and not self.places:
-            part = bytes(parts.pop())
+            part = parts.pop()
             _write(self.c, self.written.pop(), part, len(part))
         elif count:
             self.parts = []
