@@ -536,12 +536,12 @@ class Loop(
                 continue
             try:
                 if kind != receiver._takes:
-                    if kind == READABLE and receiver._takes:
-                        receiver._context.run(receiver._receive_large)
-                    elif kind == DATA and receiver._takes == COPIES:
+                    if kind == DATA and receiver._takes == COPIES:
                         receiver._context.run(
-                            receiver._copy_in, receiver._arena[offset : offset + result]
+                            receiver._copy_in, receiver._arena[offset : offset + result], result
                         )
+                    elif kind == READABLE and receiver._takes:
+                        receiver._context.run(receiver._receive_large)
                     else:
                         receiver._context.run(receiver._event, kind, result, offset)
                 elif kind == DATA:

@@ -27,7 +27,7 @@ class EventReceiver:
         _name_bytes: int  # of datagrams' addresses
         only: Any  # a Handle, of a descriptor
 
-        def _copy_in(self, data: bytes) -> None: ...
+        def _copy_in(self, data: bytes, size: int) -> None: ...
 
     def _event(self, kind: int, result: int, offset: int) -> None:
         """Take one event: see TL_EV_* in tloop.h."""

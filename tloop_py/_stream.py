@@ -10,7 +10,6 @@ import os
 import socket
 from asyncio import constants, protocols
 from asyncio.exceptions import SendfileNotAvailableError
-from math import inf
 from typing import TYPE_CHECKING, Any
 
 from tloop_py._ffi import DATA, DRAIN, EOF, ERROR, KEEP_FD, WRITE, ffi, lib, oserror
@@ -40,6 +39,7 @@ _CHARS = ffi.typeof("char[]")
 _EAGAIN = -errno.EAGAIN
 _READ_FAILED = "Fatal read error on socket transport"
 _WRITE_FAILED = "Fatal write error on socket transport"
+_EMPTY_BUFFER = "get_buffer() returned an empty buffer"
 
 # From so many bytes on a receive is worth a call of its own: into a new `bytes`, which is sent from
 # the cache, or into the protocol's buffer without a copy. Server CPU, 50 connections: protocols
@@ -226,16 +226,18 @@ class StreamTransport(Transport, asyncio.Transport):
         self._held = tuple(rest)
         return first
 
-    def _copy_in(self, data: bytes) -> None:
+    def _copy_in(self, data: bytes, size: int) -> None:
         """A small receive; the protocol is asked for its buffer now, as on asyncio."""
-        buffer = self._ask_buffer()
-        if buffer is None:
+        try:  # what _ask_buffer does, without its frame
+            buffer = self._protocol.get_buffer(-1)
+            room = len(buffer)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            self._no_buffer(exc)
             return
-        size = len(data)
-        if len(buffer) < size:
-            self._held = (memoryview(data),)
-            self._fill(buffer)
-            self._deliver_held()
+        if room < size:
+            self._copy_parts(buffer, data)
             return
         try:
             _memmove(buffer, data, size)
@@ -243,6 +245,14 @@ class StreamTransport(Transport, asyncio.Transport):
             self._refuse(buffer)
             return
         self._protocol.buffer_updated(size)  # what it raises the dispatcher gives _event_failed
+
+    def _copy_parts(self, buffer: Any, data: bytes) -> None:
+        if not len(buffer):
+            self._no_buffer(RuntimeError(_EMPTY_BUFFER))
+            return
+        self._held = (memoryview(data),)
+        self._fill(buffer)
+        self._deliver_held()
 
     def _fill_buffer(self) -> None:
         buffer = self._ask_buffer()
@@ -301,13 +311,16 @@ class StreamTransport(Transport, asyncio.Transport):
         try:
             buffer = self._protocol.get_buffer(-1)
             if not len(buffer):
-                raise RuntimeError("get_buffer() returned an empty buffer")
+                raise RuntimeError(_EMPTY_BUFFER)
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as exc:
-            self._fatal_error(exc, "Fatal error: protocol.get_buffer() call failed.")
+            self._no_buffer(exc)
             return None
         return buffer
+
+    def _no_buffer(self, exc: BaseException) -> None:
+        self._fatal_error(exc, "Fatal error: protocol.get_buffer() call failed.")
 
     def _lend(self, buffer: Any) -> Any:
         """Its memory, to be released; None when that was a fatal error."""
@@ -349,7 +362,13 @@ class StreamTransport(Transport, asyncio.Transport):
         """Send; what the kernel does not take at once is copied. Never blocks."""
         outbox = self._outbox
         if outbox.is_open and not self._write_barred:
-            part = data if type(data) is bytes else _small_copy(data)
+            part: bytes | None
+            if type(data) is bytes:
+                part = data
+            elif type(data) is bytearray and len(data) <= SMALL:
+                part = bytes(data)  # for it must not change in the outbox
+            else:
+                part = _small_copy(data)
             if part:
                 pending = self._pending + len(part)
                 if pending <= SMALL:
@@ -517,8 +536,6 @@ class StreamTransport(Transport, asyncio.Transport):
                 self._lent.shutdown(socket.SHUT_RDWR)
 
 
-def _small_copy(data: Any) -> bytes | None:
-    """The bytes of a buffer that may wait in the outbox, where it must not change; else None."""
-    kind = type(data)
-    size = data.nbytes if kind is memoryview else len(data) if kind is bytearray else inf
-    return bytes(data) if size <= SMALL else None
+def _small_copy(data: object) -> bytes | None:
+    """What a memoryview shows, to wait in the outbox; None for more, or for what is none."""
+    return bytes(data) if type(data) is memoryview and data.nbytes <= SMALL else None
