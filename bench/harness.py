@@ -21,7 +21,7 @@ import work
 from rounds import BUILD, ROOT, BenchError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from rows import Row
 
@@ -210,10 +210,12 @@ def load_command(row: Row, pid: int) -> list[str]:
     return argv
 
 
-def measure(
+@contextlib.contextmanager
+def driven(
     contender: Contender, row: Row, seconds: float, warmup: float = 0.2, patience: float = 0
-) -> dict[str, Any]:
-    """Drive one fresh server and return what the load generator reports.
+) -> Iterator[Callable[[], dict[str, Any]]]:
+    """Run a fresh server; the result drives it for so long, after a warm-up, and returns what the
+    load generator reports.
 
     `patience` is for a server that compiles while it runs: the warm-up goes on until its cost is
     steady, but no longer than so many seconds."""
@@ -226,10 +228,22 @@ def measure(
     with running(contender, row) as (pid, target):
         argv = [*load_command(row, pid), "-w", str(warmup), "-W", str(patience)]
         argv += ["-t", str(0.02 if wrk else seconds), target]
-        report = report_of(argv, LOAD_CORE, what, seconds + warmup + patience + 30)
-        if wrk:  # bytes were compared in the warm-up; wrk looks at the status alone
-            report |= {**measure_by_wrk(row, pid, target, seconds, what), "generator": wrk}
-        return report
+
+        def window() -> dict[str, Any]:
+            report = report_of(argv, LOAD_CORE, what, seconds + warmup + patience + 30)
+            if wrk:  # bytes were compared in the warm-up; wrk looks at the status alone
+                report |= {**measure_by_wrk(row, pid, target, seconds, what), "generator": wrk}
+            return report
+
+        yield window
+
+
+def measure(
+    contender: Contender, row: Row, seconds: float, warmup: float = 0.2, patience: float = 0
+) -> dict[str, Any]:
+    """One window of a fresh server."""
+    with driven(contender, row, seconds, warmup, patience) as window:
+        return window()
 
 
 @functools.cache

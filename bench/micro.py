@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+from functools import partial
+from typing import TYPE_CHECKING
 
 import harness
 import pyperf
@@ -18,6 +20,10 @@ import serve
 import services
 import work
 from rounds import Measured, Sample
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
 LOOPS = f"tloop,uvloop,asyncio,{serve.FLOOR}"
 PEERS = ",".join(["uvloop+primed", "asyncio+primed", *rows.PEERS])
@@ -123,8 +129,9 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         folders = {name: stack.enter_context(services.SERVICES[name].running()) for name in wanted}
 
-        def measure(row: str, loop: str) -> Sample:
-            return sample(args.python, row, loop, folders.get(work.ROWS[row].service or ""))
+        def start(row: str, loop: str) -> AbstractContextManager[Callable[[], Sample]]:
+            folder = folders.get(work.ROWS[row].service or "")
+            return contextlib.nullcontext(partial(sample, args.python, row, loop, folder))
 
         def keep(results: dict[str, Measured]) -> None:
             kept = [
@@ -137,7 +144,7 @@ def main() -> None:
             ]
             rounds.save(name, {"versions": versions, "rows": kept})
 
-        results = rounds.collect(plan, args.rounds, measure, keep)
+        results = rounds.collect(plan, args.rounds, start, keep)
     keep_suites(name, python, results)
     print(printable(results, loops, baseline))
     print_others(results, loops, baseline)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -10,11 +11,13 @@ import statistics
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "bench"
@@ -40,6 +43,15 @@ class Measured:
         stock = name.removesuffix("+primed")
         return name in self.failures or (name not in self.samples and stock in self.failures)
 
+    @contextlib.contextmanager
+    def failing(self, name: str) -> Iterator[None]:
+        """Who fails in here is out, and the reason kept."""
+        try:
+            yield
+        except BenchError as error:
+            self.failures[name] = str(error)
+            self.samples.pop(name, None)
+
     def summary(self, cost: str, baseline: str) -> dict[str, dict[str, dict[str, float]]]:
         """Median, min and max of each figure; ``ratio`` is that of a cost to the baseline's."""
         costs = {name: [sample[cost] for sample in runs] for name, runs in self.samples.items()}
@@ -55,30 +67,59 @@ class Measured:
 def collect(
     plan: dict[str, list[str]],
     rounds: int,
-    sample: Callable[[str, str], Sample],
+    start: Callable[[str, str], AbstractContextManager[Callable[[], Sample]]],
     keep: Callable[[dict[str, Measured]], None],
+    windows: Callable[[str], int] = lambda row: 1,
 ) -> dict[str, Measured]:
     """Sample every row on every contender once per round, in an order that rotates.
 
-    Who fails is out of that row from then on, as rounds are compared one by one. After each round
-    `keep` gets what there is: a long run that is stopped is not lost.
+    `start` gives what takes one window's figures of a contender; they take turns until each has had
+    so many `windows`. Who fails is out of that row from then on, as rounds are compared one by one.
+    After each round `keep` gets what there is: a long run that is stopped is not lost.
     """
     measured = {row: Measured() for row in plan}
     for number in range(rounds):
         for row, names in plan.items():
             turn = number % max(len(names), 1)
-            for name in names[turn:] + names[:turn]:
-                if measured[row].is_out(name):
-                    continue
-                progress(f"round {number + 1}: {row}, {name}")
-                try:
-                    measured[row].samples.setdefault(name, []).append(sample(row, name))
-                except BenchError as error:
-                    measured[row].failures[name] = str(error)
-                    del measured[row].samples[name]
+            progress(f"round {number + 1}: {row}")
+            sample_all(
+                measured[row], names[turn:] + names[:turn], partial(start, row), windows(row)
+            )
         keep(measured)
     progress("")
     return measured
+
+
+def sample_all(
+    measured: Measured,
+    names: list[str],
+    start: Callable[[str], AbstractContextManager[Callable[[], Sample]]],
+    windows: int,
+) -> None:
+    """Add a sample of each contender: the medians of its windows."""
+    taken: dict[str, list[Sample]] = {}
+    with contextlib.ExitStack() as alive:
+        contenders = {}
+        for name in names:
+            if not measured.is_out(name):
+                with measured.failing(name):
+                    contenders[name] = alive.enter_context(start(name))
+        order = list(contenders)
+        for _ in range(windows):
+            for name in order:
+                if not measured.is_out(name):
+                    with measured.failing(name):
+                        taken.setdefault(name, []).append(contenders[name]())
+            order.reverse()
+    for name, samples in taken.items():
+        if not measured.is_out(name):
+            measured.samples.setdefault(name, []).append(median_of(samples))
+
+
+def median_of(windows: list[Sample]) -> Sample:
+    """The median of each figure; what is no number is the first's."""
+    figures = {key for key, value in windows[0].items() if isinstance(value, float | int)}
+    return windows[0] | {key: statistics.median(w[key] for w in windows) for key in figures}
 
 
 def baseline_of(versions: Versions) -> str:

@@ -32,6 +32,13 @@ class Kind:
     def tls(self) -> bool:
         return "-T" in self.load
 
+    @property
+    def divisible(self) -> bool:
+        """Can it be measured in short windows? wrk takes whole seconds, a file what it takes; idle
+        connections are made anew for each, and pipes opened once."""
+        once = self.body or self.file or "-i" in self.load or self.server == "pipes"
+        return not once
+
 
 def _http(title: str, server: str, body: bytes, *needs: str) -> Kind:
     return Kind(title, server, ("-m", "http"), 0, body=body, needs=needs)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import harness
 import rounds
 import rows
 from rounds import Measured
 from rows import Row
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
 LOOPS = (
     "tloop,tloop+mbedtls,uvloop,uvloop+primed,asyncio,asyncio+primed,tloop.h,tloop_tls.h,"
@@ -66,8 +70,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--rows", help="kind[:size[:connections]],...; bench/rows.py has them")
     parser.add_argument("--loops", help=f"default: {LOOPS}; --full: these and {PEERS}")
     parser.add_argument("--rounds", type=int)
-    parser.add_argument("--seconds", type=float, help="length of one measured window")
-    parser.add_argument("--warmup", type=float, default=0.15, help="and of a warm-up before it")
+    parser.add_argument("--seconds", type=float, help="measured time of a contender in a round")
+    parser.add_argument("--warmup", type=float, default=0.15, help="and warm-up before it")
+    parser.add_argument("--windows", type=int, default=5, help="parts of both, taken in turns")
     parser.add_argument("--connections", type=int, help="where a row does not say")
     parser.add_argument("--python", default=sys.executable, help="interpreter of the servers")
     parser.add_argument("--name", help="build/bench/NAME.json gets the samples; default: run")
@@ -100,15 +105,21 @@ def main() -> None:
             {"row": vars(asked[text]), "summary": figures.summary(CPU, baseline), **vars(figures)}
             for text, figures in measured.items()
         ]
-        settings = {"rounds": args.rounds, "seconds": args.seconds}
+        settings = {key: getattr(args, key) for key in ("rounds", "seconds", "windows")}
         rounds.save(name, {"versions": versions, "settings": settings, "rows": results})
 
     patience = harness.patience_with(python)
 
-    def sample(text: str, loop: str) -> rounds.Sample:
-        return harness.measure(contenders[loop], asked[text], args.seconds, args.warmup, patience)
+    def windows(text: str) -> int:
+        """What compiles while it runs is warmed up once."""
+        return args.windows if asked[text].kind.divisible and not patience else 1
 
-    measured = rounds.collect(plan, args.rounds, sample, keep)
+    def start(text: str, loop: str) -> AbstractContextManager[Callable[[], rounds.Sample]]:
+        parts = windows(text)
+        seconds, warmup = args.seconds / parts, args.warmup / parts
+        return harness.driven(contenders[loop], asked[text], seconds, warmup, patience)
+
+    measured = rounds.collect(plan, args.rounds, start, keep, windows)
     for text, figures in measured.items():
         print(printable(asked[text], figures.summary(CPU, baseline), baseline), end="\n\n")
     rounds.print_absent(versions, [f for m in measured.values() for f in m.failures.values()])

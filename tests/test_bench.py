@@ -4,12 +4,14 @@ What is measured becomes a page, whoever was there to be compared with."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import json
 import sys
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import harness
 import micro
@@ -21,6 +23,9 @@ import rows
 import run
 import serve
 import work
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 # Without the services, and without what is measured outside of a loop.
 ALONE = [name for name, row in work.ROWS.items() if not row.service and name != "import"]
@@ -53,9 +58,40 @@ def test_row(name: str, loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
     row = rows.Row.parse(name)
     contender = harness.Contender(loop + "+mbedtls" * kind.tls)
     assert contender.serves(row)
-    report = harness.measure(contender, row, seconds=0.02, warmup=0.02)
-    assert report["requests"] > 0
-    assert row.kind.unit == "datagram" or report["verified_bytes"] > 0
+    with harness.driven(contender, row, seconds=0.02, warmup=0.02) as window:
+        for report in [window() for _ in range(1 + kind.divisible)]:
+            assert report["requests"] > 0
+            assert row.kind.unit == "datagram" or report["verified_bytes"] > 0
+
+
+def test_contenders_take_turns_within_a_round() -> None:
+    """Each sample is the median of windows. Who fails is out of the row, with all that it had."""
+    asked: list[str] = []
+    costs = {"a": [3.0, 1.0, 2.0, 9.0, 8.0, 7.0], "b": [5.0] * 6, "breaks": [4.0]}
+    running: set[str] = set()
+
+    @contextlib.contextmanager
+    def start(row: str, name: str) -> Iterator[Callable[[], rounds.Sample]]:
+        if name == "absent":
+            raise rounds.BenchError("absent")
+        running.add(name)
+        yield lambda: window(name)
+        running.remove(name)
+
+    def window(name: str) -> rounds.Sample:
+        assert name in running
+        asked.append(name)
+        if not costs[name]:
+            raise rounds.BenchError("broken")
+        return {"cost": costs[name].pop(0), "text": name}
+
+    plan = {"row": ["absent", "a", "b", "breaks"]}
+    measured = rounds.collect(plan, 2, start, lambda _: None, lambda row: 3)["row"]
+    assert " ".join(asked) == "a b breaks breaks b a a b a b b a a b"
+    assert measured.samples["a"] == [{"cost": 2.0, "text": "a"}, {"cost": 8.0, "text": "a"}]
+    assert measured.samples.keys() == {"a", "b"}
+    assert measured.failures == {"absent": "absent", "breaks": "broken"}
+    assert not running
 
 
 def test_spared() -> None:
@@ -134,6 +170,11 @@ def test_micro(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def fake_run(cost: dict[str, float], python: str) -> dict[str, object]:
     """Two rounds of every row of a full run, in which each contender always costs the same."""
 
+    def start(
+        text: str, name: str
+    ) -> contextlib.AbstractContextManager[Callable[[], rounds.Sample]]:
+        return contextlib.nullcontext(lambda: sample(text, name))
+
     def sample(text: str, name: str) -> rounds.Sample:
         figures = {"p50_us": 10.0, "p99_us": 20.0, "p999_us": 30.0, "rps": 1e5}
         if name == "broken":
@@ -141,7 +182,7 @@ def fake_run(cost: dict[str, float], python: str) -> dict[str, object]:
         return {"cpu_us_per_request": cost[name], "rss_per_idle": 900, **figures}
 
     asked = {str(row): row for row in map(rows.Row.parse, rows.FULL.split(","))}
-    measured = rounds.collect({text: [*cost] for text in asked}, 2, sample, lambda _: None)
+    measured = rounds.collect({text: [*cost] for text in asked}, 2, start, lambda _: None)
     return {
         "machine": rounds.machine(),
         "versions": {name: {"version": "1", "python": python} for name in cost},
