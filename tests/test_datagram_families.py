@@ -232,7 +232,7 @@ def unknown_family(monkeypatch: pytest.MonkeyPatch) -> None:
     """UDP as if it were one of them, for the exotic ones need privileges or hardware."""
     from tloop_py import _addr
 
-    monkeypatch.setattr(_addr, "FAMILIES", frozenset())
+    monkeypatch.setattr(_addr, "targets", {})
 
 
 @pytest.mark.loops("tloop")

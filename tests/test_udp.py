@@ -7,6 +7,7 @@ import errno
 import socket
 import sys
 import weakref
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -22,6 +23,25 @@ async def test_echo_between_two_endpoints(loop: Loop) -> None:
         client.sendto(b"hello", address_of(server))
         assert await protocol.received(1) == [b"hello"]
         assert protocol.got[0][1] == address_of(server)
+
+
+@pytest.mark.loops("tloop")
+async def test_more_peers_than_addresses_are_remembered(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tloop_py import _addr
+
+    monkeypatch.setattr(_addr, "_MOST", 2)
+    async with endpoint(EchoDatagrams()) as (server, echo), AsyncExitStack() as alive:
+        clients = [await alive.enter_async_context(endpoint()) for _ in range(5)]
+        for word in (b"once", b"again"):
+            for client, _ in clients:
+                client.sendto(word, address_of(server))
+        for _, protocol in clients:
+            assert await protocol.received(2) == [b"once", b"again"]
+        assert {peer for _, peer in echo.got} == {address_of(client) for client, _ in clients}
+        known = (_addr.addresses, _addr.targets[socket.AF_INET])
+        assert [len(answers) <= 2 for answers in known] == [True, True]
 
 
 async def test_a_connected_endpoint_needs_no_address(loop: Loop) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from tloop_py._ffi import ADDR_BYTES, ffi, lib
 
@@ -19,12 +19,32 @@ _HEAD = struct.Struct("=I4xH")
 NAME_BYTES = {socket.AF_INET: 24, socket.AF_INET6: 36}
 
 
-@lru_cache(maxsize=4096)
-def parse(raw: bytes) -> Any:
+_MOST = 4096  # peers whose addresses are remembered
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+
+class _Answers(dict[_K, _V]):
+    """What a function gave for each key: a look-up takes a third of `functools.lru_cache`'s. The
+    values are shared and must not be changed."""
+
+    def __init__(self, function: Callable[[_K], _V]) -> None:
+        super().__init__()
+        self._function = function
+
+    def __missing__(self, key: _K) -> _V:
+        answer = self._function(key)
+        if len(self) >= _MOST:
+            self.clear()
+        self[key] = answer
+        return answer
+
+
+def _parse(raw: bytes) -> Any:
     """The address as `socket.getpeername()` gives it; None where there is none.
 
-    raw: a tl_addr, or as much of it as the address needs. Cached, so that a peer's datagrams share
-    one tuple.
+    raw: a tl_addr, or as much of it as the address needs.
     """
     nbytes, family = _HEAD.unpack_from(raw)
     if nbytes == 0:
@@ -49,13 +69,13 @@ def _parse_unix(path: bytes) -> str | bytes:
     return os.fsdecode(path.split(b"\0", 1)[0])
 
 
-@lru_cache(maxsize=4096)
-def pack(family: int, address: Any) -> tuple[Any, int]:
-    """A `tl_addr *`, and where that is, for an address that needs no resolving.
+# So that a peer's datagrams share one tuple.
+addresses: Final = _Answers(_parse)
 
-    The result is shared and must not be changed. Raises an exception of any kind for what only the
-    socket module can judge: host names, nonsense.
-    """
+
+def _pack(family: int, address: Any) -> tuple[Any, int]:
+    """A `tl_addr *`, and where that is, for an address that needs no resolving. Raises an exception
+    of any kind for what only the socket module can judge: host names, nonsense."""
     result = ffi.new("tl_addr *")
     if family == socket.AF_UNIX:
         path = os.fsencode(address) if isinstance(address, str) else address
@@ -94,5 +114,8 @@ _packers: dict[int, Callable[..., bytes]] = {
     socket.AF_NETLINK: _pack_netlink,
 }
 
-# The families whose addresses are read and made here.
-FAMILIES = frozenset({socket.AF_UNIX, *_packers})
+# By family, of those whose addresses are read and made here: the `tl_addr` of each address.
+targets: Final = {
+    family: _Answers[Any, tuple[Any, int]](partial(_pack, family))
+    for family in (socket.AF_UNIX, *_packers)
+}

@@ -13,7 +13,6 @@ from tloop_py._outbox import BATCH, PACKERS
 from tloop_py._transport import Transport, adopt
 
 _send = lib.tl_udp_send
-_pack = _addr.pack
 _CONNECTED = ffi.NULL, 0
 # The bytes of datagrams that leave by one system call: half of the default high-water mark.
 _BATCH_BYTES = 32768
@@ -25,6 +24,7 @@ class DatagramTransport(Transport, asyncio.DatagramTransport):
     _batch_limit = _BATCH_BYTES
     __slots__ = (
         "_address", "_batch", "_batch_bytes", "_connected", "_family", "_held", "_name_bytes",
+        "_targets",
     )  # fmt: skip
 
     def __init__(
@@ -42,6 +42,7 @@ class DatagramTransport(Transport, asyncio.DatagramTransport):
         self._batch_bytes = 0
         super().__init__(loop, protocol, handle, sock, extra, None)
         self._family = sock.family
+        self._targets = _addr.targets[sock.family]
         self._name_bytes = _addr.NAME_BYTES.get(sock.family, ADDR_BYTES)
         self._held: list[tuple[bytes, Any]] = []  # received, but paused within the same batch
         self.get_extra_info("sockname")  # as it is now: the first sendto() may bind the socket
@@ -105,7 +106,7 @@ class DatagramTransport(Transport, asyncio.DatagramTransport):
                 self._protocol.error_received(oserror(result))
         elif not self._closing:  # paused, or what came before is not delivered yet
             start = offset - ADDR_BYTES
-            address = _addr.parse(self._arena[start : start + self._name_bytes])
+            address = _addr.addresses[self._arena[start : start + self._name_bytes]]
             self._held.append((self._arena[offset : offset + result], address))
 
     # -- sending ----------------------------------------------------------------------------------
@@ -128,7 +129,7 @@ class DatagramTransport(Transport, asyncio.DatagramTransport):
         if not self._handle:
             return
         try:
-            target = _CONNECTED if self._connected else _pack(self._family, addr)
+            target = _CONNECTED if self._connected else self._targets[addr]
         except Exception:  # a host name, or nonsense
             self._send_by_socket(data, addr)
             return
@@ -197,7 +198,7 @@ class DatagramTransport(Transport, asyncio.DatagramTransport):
             # What waits already must not be overtaken.
             if not self.get_write_buffer_size() and self._sent_at_once(data, addr):
                 return
-            target = _addr.pack(self._family, self._resolve(*addr))
+            target = self._targets[self._resolve(*addr)]
         except OSError as exc:
             self._protocol.error_received(exc)
         except (SystemExit, KeyboardInterrupt):
@@ -264,5 +265,5 @@ class DatagramMixin(BaseLoop):
     ) -> asyncio.DatagramTransport:
         self._ensure_fd_no_transport(sock)
         self._forget_descriptor(sock.fileno())
-        kind = DatagramTransport if sock.family in _addr.FAMILIES else SocketDatagramTransport
+        kind = DatagramTransport if sock.family in _addr.targets else SocketDatagramTransport
         return kind(self, sock, protocol, address, waiter, extra)

@@ -20,7 +20,7 @@ from time import monotonic
 from types import BuiltinFunctionType
 from typing import TYPE_CHECKING, Any
 
-from tloop_py._addr import parse as parse_address
+from tloop_py._addr import addresses
 from tloop_py._base import BaseLoop
 from tloop_py._compat import CPYTHON, STEP_TYPE
 from tloop_py._datagram import DatagramMixin
@@ -562,7 +562,7 @@ class Loop(
                     receiver._context.run(
                         receiver._protocol.datagram_received,
                         receiver._arena[offset : offset + result],
-                        parse_address(receiver._arena[start : start + receiver._name_bytes]),
+                        addresses[receiver._arena[start : start + receiver._name_bytes]],
                     )
             except (SystemExit, KeyboardInterrupt):
                 raise

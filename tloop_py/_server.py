@@ -92,7 +92,7 @@ class _Acceptor(EventReceiver):
         )
 
     def _peer(self, offset: int) -> Any:
-        return _addr.parse(self._loop._arena[offset - ADDR_BYTES : offset])
+        return _addr.addresses[self._loop._arena[offset - ADDR_BYTES : offset]]
 
     def _accepted(self, handle: int, offset: int, context: Context) -> None:
         protocol = None

@@ -349,7 +349,9 @@ class Transport(Endpoint, FlowControl):
             return trsock.TransportSocket(self._sock)
         index = int(name == "peername")
         known, raw = self._names or self._ask_names(1 << index)
-        return _addr.parse(raw[index * ADDR_BYTES :][:ADDR_BYTES]) if known & 1 << index else None
+        return (
+            _addr.addresses[raw[index * ADDR_BYTES :][:ADDR_BYTES]] if known & 1 << index else None
+        )
 
     def _ask_names(self, which: int) -> tuple[int, bytes]:
         """Which names of those asked for (1: sockname, 2: peername) the C core knows, and the bytes
