@@ -28,6 +28,7 @@ from tloop_py._ffi import (
     CAP_RECEIVED,
     DATA,
     DATAGRAM,
+    DRAIN,
     EDGE,
     KEEP_FD,
     POLL,
@@ -287,7 +288,7 @@ class Loop(asyncio.BaseEventLoop):
             elif handle in receive:
                 if kind == READABLE:
                     self.receive_large(handle)
-                else:
+                elif kind != DRAIN:
                     self.end(handle)
 
     def receive_large(self, handle: int) -> None:

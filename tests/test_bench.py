@@ -7,11 +7,12 @@ import asyncio
 import contextlib
 import importlib.util
 import json
+import os
 import sys
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import harness
 import micro
@@ -92,6 +93,24 @@ def test_contenders_take_turns_within_a_round() -> None:
     assert measured.samples.keys() == {"a", "b"}
     assert measured.failures == {"absent": "absent", "breaks": "broken"}
     assert not running
+
+
+def test_the_floor_sends_what_a_pipe_does_not_take_at_once() -> None:
+    async def main(reader: IO[bytes], pipe: IO[bytes]) -> None:
+        loop = asyncio.get_running_loop()
+        writer, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, pipe)
+        for message in (b"x" * 1_000_000, b"more"):
+            writer.write(message)
+            assert await asyncio.to_thread(reader.read, len(message)) == message
+        writer.close()
+
+    out, into = os.pipe()
+    with (
+        open(out, "rb") as reader,
+        open(into, "wb", 0) as pipe,
+        asyncio.Runner(loop_factory=serve.loop_module(serve.FLOOR).new_event_loop) as runner,
+    ):
+        runner.run(main(reader, pipe))
 
 
 def test_spared() -> None:
