@@ -62,7 +62,7 @@ class Handle(_Plain, events.Handle):  # type: ignore[override]
         self._loop._callback_failed(self, exc)
 
 
-class _ThreadSafeHandle(_Plain, events.Handle):  # type: ignore[override]
+class _ThreadSafeHandle(_Plain, getattr(events, "_ThreadSafeHandle", events.Handle)):  # type: ignore[misc]
     """As asyncio's: once cancel() has returned in another thread, the callback has ended or never
     begins. Without the lock of its own that each has there, which takes longer than all else: the
     loop says that it runs and then asks whether it may, cancel() forbids it and then asks whether
@@ -71,7 +71,11 @@ class _ThreadSafeHandle(_Plain, events.Handle):  # type: ignore[override]
     __slots__ = ("_forbidden", "_runner")
 
     def __init__(
-        self, callback: Callable[..., object], args: tuple[Any, ...], loop: Any, context: Context
+        self: Any,
+        callback: Callable[..., object],
+        args: tuple[Any, ...],
+        loop: Any,
+        context: Context,
     ) -> None:
         self._context = context
         self._loop = loop
@@ -87,7 +91,7 @@ class _ThreadSafeHandle(_Plain, events.Handle):  # type: ignore[override]
 
     def cancelled(self) -> bool:
         self._await_end()
-        return super().cancelled()
+        return self._args is None
 
     def _run(self) -> None:
         self._runner = get_ident()

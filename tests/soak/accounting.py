@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from tests.loopkit import collect, open_fds
 from tests.soak.field import Field
+from tloop_py import _addr
 
 _M_ARENA_MAX = -8  # of malloc.h
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -129,11 +130,9 @@ def one_arena() -> None:
 
 
 def _empty_caches() -> None:
-    """Bounded ones grow for a while, but not without end; any other is a leak."""
-    for name in [name for name in sys.modules if name.startswith("tloop_py")]:
-        for function in list(vars(sys.modules[name]).values()):
-            if hasattr(function, "cache_clear") and function.cache_info().maxsize is not None:
-                function.cache_clear()
+    """They grow for a while, but not without end."""
+    for answers in (_addr.addresses, *_addr.targets.values()):
+        answers.clear()
 
 
 def settle_memory() -> None:
