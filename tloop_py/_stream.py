@@ -231,13 +231,17 @@ class StreamTransport(Transport, asyncio.Transport):
         try:  # what _ask_buffer does, without its frame
             buffer = self._protocol.get_buffer(-1)
             room = len(buffer)
+            if not room:
+                raise RuntimeError(_EMPTY_BUFFER)
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as exc:
             self._no_buffer(exc)
             return
         if room < size:
-            self._copy_parts(buffer, data)
+            self._held = (memoryview(data),)
+            self._fill(buffer)
+            self._deliver_held()
             return
         try:
             _memmove(buffer, data, size)
@@ -245,14 +249,6 @@ class StreamTransport(Transport, asyncio.Transport):
             self._refuse(buffer)
             return
         self._protocol.buffer_updated(size)  # what it raises the dispatcher gives _event_failed
-
-    def _copy_parts(self, buffer: Any, data: bytes) -> None:
-        if not len(buffer):
-            self._no_buffer(RuntimeError(_EMPTY_BUFFER))
-            return
-        self._held = (memoryview(data),)
-        self._fill(buffer)
-        self._deliver_held()
 
     def _fill_buffer(self) -> None:
         buffer = self._ask_buffer()
