@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -182,6 +183,41 @@ def report_of(argv: Sequence[str], core: int, what: str, timeout: float) -> dict
 
 
 @contextlib.contextmanager
+def loading(
+    argv: Sequence[str], what: str, timeout: float
+) -> Iterator[Callable[[], dict[str, Any]]]:
+    """Run the load generator; the result has it measure one window. Connections stay open from one
+    to the next: who makes new ones measures a server that has closed some, and TCP's beginnings."""
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            pinned(LOAD_CORE, [*argv, "-k"]),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
+        ) as load,
+    ):  # fmt: skip
+        assert load.stdin is not None
+        assert load.stdout is not None
+        asks = load.stdin.fileno()
+
+        def window() -> dict[str, Any]:
+            with contextlib.suppress(BrokenPipeError):  # it has failed, and said why
+                os.write(asks, b"\n")
+            if not select.select([load.stdout], [], [], timeout)[0]:
+                raise BenchError(f"{what}: not done after {timeout} s")
+            line = load.stdout.readline()
+            if not line:
+                errors.seek(0)
+                raise BenchError(f"{what}: {errors.read().strip()}")
+            report: dict[str, Any] = json.loads(line)
+            return report
+
+        try:
+            yield window
+        finally:
+            load.kill()
+
+
+@contextlib.contextmanager
 def running(contender: Contender, row: Row) -> Iterator[tuple[int, str]]:
     """Run a fresh server on its own core; give its process id and address."""
     with tempfile.TemporaryDirectory() as folder, open(f"{folder}/errors", "w+") as errors:
@@ -224,18 +260,19 @@ def driven(
         patience = 0
     if patience:  # the cost of a few requests says nothing of how compiled they are
         warmup = max(warmup, 0.5)
-    wrk = wrk_version() if row.kind.body else None
+    timeout = seconds + warmup + patience + 30
     with running(contender, row) as (pid, target):
         argv = [*load_command(row, pid), "-w", str(warmup), "-W", str(patience)]
-        argv += ["-t", str(0.02 if wrk else seconds), target]
+        if wrk := row.kind.body and wrk_version():
 
-        def window() -> dict[str, Any]:
-            report = report_of(argv, LOAD_CORE, what, seconds + warmup + patience + 30)
-            if wrk:  # bytes were compared in the warm-up; wrk looks at the status alone
-                report |= {**measure_by_wrk(row, pid, target, seconds, what), "generator": wrk}
-            return report
+            def window() -> dict[str, Any]:  # load.c compares bytes; wrk looks at the status alone
+                report = report_of([*argv, "-t", "0.02", target], LOAD_CORE, what, timeout)
+                return report | measure_by_wrk(row, pid, target, seconds, what) | {"generator": wrk}
 
-        yield window
+            yield window
+        else:
+            with loading([*argv, "-t", str(seconds), target], what, timeout) as window:
+                yield window
 
 
 def measure(

@@ -14,8 +14,10 @@
 //            more than so many seconds: for a server that compiles while it runs (needs -p)
 //   -p PID   of the server: its CPU time is read at both ends of the measured window, the cost of
 //            a request as the kernel counted it, however fast this client happens to be
+//   -k       warm up and measure for each line of the standard input, until it ends; connections
+//            are kept, idle meanwhile
 //
-// Prints one line of JSON. Every byte of a reply during the warm-up is compared. The connection of
+// Prints one line of JSON for each window. Every byte of a reply during the warm-up is compared. The connection of
 // fifo:PREFIX writes to PREFIX.in and reads from PREFIX.out.
 
 #define _GNU_SOURCE
@@ -75,7 +77,7 @@ typedef struct conn {
 
 typedef struct options {
   const char *mode;
-  bool http, tls, udp, fresh, resume;
+  bool http, tls, udp, fresh, resume, keep;
   size_t connections, idle, size;
   double seconds, warmup, patience;
   pid_t pid;
@@ -96,7 +98,7 @@ static char *pool;       // echo: random bytes; http: the request
 static const char *body; // http: what is expected, if that is known
 static size_t body_size;
 static char inbox[RECV_MAX];
-static bool verifying = true, running;
+static bool verifying, running;
 static size_t in_flight; // requests
 static uint64_t requests, verified;
 static uint64_t histogram[BUCKETS];
@@ -533,6 +535,7 @@ static void run_until_steady(void) {
 
 static void measure_requests(void) {
   double rss = 0;
+  verifying = true;
   run(opt.warmup);
   if (opt.patience > 0) run_until_steady(); // compiled code is no idle connection's memory
   if (opt.idle) rss = open_idle();
@@ -587,25 +590,27 @@ static void measure_flood(void) {
   requests = flood_count(fd) - before;
   report(from, window_now());
   printf("\"lost\": %.3f}\n", 1 - (double)requests / (double)sent);
+  close(fd);
 }
 
 static _Noreturn void usage(void) {
   fputs(
       "usage: load [-m echo|http|flood] [-T] [-u] [-n] [-r] [-c connections] [-i idle] [-s bytes]\n"
       "            [-g /path] [-b body] [-t seconds] [-w warm-up] [-W patience]\n"
-      "            [-p server-pid] HOST:PORT | unix:PATH | fifo:PREFIX\n",
+      "            [-p server-pid] [-k] HOST:PORT | unix:PATH | fifo:PREFIX\n",
       stderr);
   exit(2);
 }
 
 static void parse_options(int argc, char **argv) {
-  for (int o; (o = getopt(argc, argv, "m:Tunrc:i:s:g:b:t:w:W:p:")) != -1;) {
+  for (int o; (o = getopt(argc, argv, "m:Tunrkc:i:s:g:b:t:w:W:p:")) != -1;) {
     switch (o) {
       case 'm': opt.mode = optarg; break;
       case 'T': opt.tls = true; break;
       case 'u': opt.udp = true; break;
       case 'n': opt.fresh = true; break;
       case 'r': opt.resume = true; break;
+      case 'k': opt.keep = true; break;
       case 'c': opt.connections = strtoul(optarg, NULL, 10); break;
       case 'i': opt.idle = strtoul(optarg, NULL, 10); break;
       case 's': opt.size = strtoul(optarg, NULL, 10); break;
@@ -627,6 +632,14 @@ static void parse_options(int argc, char **argv) {
   opt.target = argv[optind];
 }
 
+// Is another window asked for?
+static bool asked(void) {
+  int c;
+  do c = getchar();
+  while (c != '\n' && c != EOF);
+  return c == '\n';
+}
+
 // As many descriptors as we may have.
 static void raise_limit(void) {
   struct rlimit files;
@@ -645,9 +658,11 @@ int main(int argc, char **argv) {
   conns = allocate(opt.connections + opt.idle, sizeof *conns);
   if (opt.http)
     for (size_t i = 0; i < opt.connections + opt.idle; i++) conns[i].head = allocate(1, HEAD_MAX);
-  if (strcmp(opt.mode, "flood") == 0)
-    measure_flood();
-  else
-    measure_requests();
+  void (*measure)(void) = strcmp(opt.mode, "flood") == 0 ? measure_flood : measure_requests;
+  if (!opt.keep) measure();
+  while (opt.keep && asked()) {
+    measure();
+    fflush(stdout);
+  }
   return 0;
 }

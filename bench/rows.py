@@ -35,9 +35,8 @@ class Kind:
     @property
     def divisible(self) -> bool:
         """Can it be measured in short windows? wrk takes whole seconds, a file what it takes; idle
-        connections are made anew for each, and pipes opened once."""
-        once = self.body or self.file or "-i" in self.load or self.server == "pipes"
-        return not once
+        connections are made once."""
+        return not (self.body or self.file or "-i" in self.load)
 
 
 def _http(title: str, server: str, body: bytes, *needs: str) -> Kind:

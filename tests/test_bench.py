@@ -8,7 +8,9 @@ import contextlib
 import importlib.util
 import json
 import os
+import socket
 import sys
+import threading
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
@@ -93,6 +95,31 @@ def test_contenders_take_turns_within_a_round() -> None:
     assert measured.samples.keys() == {"a", "b"}
     assert measured.failures == {"absent": "absent", "breaks": "broken"}
     assert not running
+
+
+def test_windows_keep_their_connections() -> None:
+    """A second connection is accepted by nobody, and would wait for its reply in vain."""
+    peers = []
+
+    def echo(listener: socket.socket) -> None:
+        peer, _ = listener.accept()
+        with peer:
+            peers.append(peer)
+            while data := peer.recv(64):
+                peer.sendall(data)
+
+    program, _ = harness.load_program()
+    argv = [str(program), "-c", "1", "-s", "64", "-w", "0.01", "-t", "0.01"]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=echo, args=[listener])
+        thread.start()
+        target = f"127.0.0.1:{listener.getsockname()[1]}"
+        with harness.loading([*argv, target], "here", timeout=10) as window:
+            assert all(window()["requests"] > 0 for _ in range(3))
+            peers[0].shutdown(socket.SHUT_RDWR)
+            thread.join()
+            with pytest.raises(rounds.BenchError, match="here: load: server closed"):
+                window()
 
 
 def test_the_floor_sends_what_a_pipe_does_not_take_at_once() -> None:
