@@ -364,7 +364,7 @@ TL_API const char *tl_loop_backend(const tl_loop *loop);
    Returns: a mask of TL_CAP_*. Thread: any. */
 TL_API int tl_loop_caps(const tl_loop *loop);
 
-/* Begin of the arena that event offsets count from; it never moves.
+/* Begin of the arena that event offsets count from, a page's boundary; it never moves.
    Returns: the arena. Owns: the loop. Thread: loop. */
 TL_API void *tl_loop_arena(const tl_loop *loop);
 
@@ -789,6 +789,7 @@ enum {
   TL__TRIES = 100,       /* milliseconds that a request may take to end */
   TL__BUFFERS = 64,      /* blocks that the ring receives into: 1 MiB; a power of 2 */
   TL__PEER_BYTES = 28,   /* sizeof(struct sockaddr_in6) */
+  TL__PAGE = 4096,       /* of memory, at least */
   TL__MIN_ROOM = 65536,  /* a stream with less arena than this waits for the next tick */
   /* 64 KiB payload is the IP limit. Not a multiple of 4096: at equal distances of a power of two
      the headers of all slots would fall into the same cache sets. */
@@ -1068,6 +1069,7 @@ struct tl_loop {
   tl__timer *due_first, *due_last;
 
   unsigned char *arena;
+  void *arena_block; /* the allocation that it lies in */
   size_t arena_used;
   int dgram_used;
   tl__batch batch;
@@ -4200,12 +4202,22 @@ static bool tl__complete_allocator(tl_allocator *a) {
   return true;
 }
 
+/* On the boundary of a page, as most of what the kernel copies from. AMD's Zen 3 and 4 copy at a
+   third of their speed to what begins a few bytes further into its page than the source, and what
+   malloc maps begins 16 bytes into one: 100 KiB of echo took 100 us instead of 45. */
+static int tl__open_arena(tl_loop *loop) {
+  loop->arena_block = tl__alloc(loop, (size_t)tl_loop_arena_bytes(loop) + TL__PAGE);
+  if (!loop->arena_block) return -ENOMEM;
+  loop->arena = (unsigned char *)loop->arena_block + TL__PAGE;
+  loop->arena -= (uintptr_t)loop->arena % TL__PAGE;
+  return 0;
+}
+
 static int tl__loop_open(tl_loop *loop, const char *name) {
   if (!name) name = getenv("TLOOP_BACKEND");
   if (name && !*name) name = NULL;
-  loop->arena = tl__alloc(loop, (size_t)tl_loop_arena_bytes(loop));
-  if (!loop->arena) return -ENOMEM;
-  int rc = tl__open_wake(loop);
+  int rc = tl__open_arena(loop);
+  if (rc == 0) rc = tl__open_wake(loop);
   if (rc == 0) rc = tl__open_backend(loop, name);
   if (rc < 0) tl__close_wake(loop);
   return rc;
@@ -4235,7 +4247,7 @@ TL_API tl_loop *tl_loop_create(const tl_loop_desc *desc, int *error) {
     loop->now_ns = tl__clock(loop);
     return loop;
   }
-  tl__free(loop, loop->arena);
+  tl__free(loop, loop->arena_block);
   config.allocator.free_fn(config.allocator.user, loop);
   return NULL;
 }
@@ -4270,7 +4282,7 @@ TL_API int64_t tl_loop_close(tl_loop *loop) {
   tl__free(loop, loop->heap);
   tl__free(loop, loop->headers);
   tl__free(loop, loop->vectors);
-  tl__free(loop, loop->arena);
+  tl__free(loop, loop->arena_block);
   tl__free(loop, loop->layer_memory);
   loop->memory.free_fn(loop->memory.user, loop);
   return open;

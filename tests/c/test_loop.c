@@ -201,6 +201,32 @@ TEST_ON(capacity_must_be_positive, ON_ALL) {
 }
 
 /* Bytes stay valid until the next call, also those of events that did not fit into this one. */
+/* An allocator whose blocks begin so many bytes after those of malloc. */
+static void *shifted_alloc(void *user, size_t nbytes) {
+  size_t by = *(size_t *)user;
+  char *block = malloc(nbytes + by);
+  return block ? block + by : NULL;
+}
+
+static void *shifted_realloc(void *user, void *ptr, size_t nbytes) {
+  size_t by = *(size_t *)user;
+  char *block = realloc((char *)ptr - by, nbytes + by);
+  return block ? block + by : NULL;
+}
+
+static void shifted_free(void *user, void *ptr) { free((char *)ptr - *(size_t *)user); }
+
+TEST_ON(arena_begins_on_a_page_boundary, ON_ONCE) {
+  for (size_t by = 0; by < 4096; by += 16) {
+    tl_allocator shifted = {shifted_alloc, shifted_realloc, shifted_free, &by};
+    tl_loop *loop = tl_loop_create(&(tl_loop_desc){.allocator = shifted}, NULL);
+    ASSERT_TRUE(loop);
+    ASSERT_EQ((intptr_t)tl_loop_arena(loop) % 4096, 0);
+    memset(tl_loop_arena(loop), 1, (size_t)tl_loop_arena_bytes(loop)); /* all of it is ours */
+    ASSERT_EQ(tl_loop_close(loop), 0);
+  }
+}
+
 TEST(bytes_of_late_events_are_intact) {
   tl_loop *loop = t_loop();
   tl_handle streams[5];
