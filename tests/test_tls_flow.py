@@ -289,6 +289,25 @@ async def test_a_bytearray_is_filled_by_many_records(
         assert await client.received(4000) == b"".join(b"%4d" % number for number in range(1000))
 
 
+async def test_a_buffer_may_be_resized_when_it_is_filled(
+    loop: Loop, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    class Growing(Buffered):
+        def buffer_updated(self, nbytes: int) -> None:
+            super().buffer_updated(nbytes)
+            assert isinstance(self.buffer, bytearray)
+            self.buffer += bytes(len(self.buffer))
+
+    protocol = Growing()
+    protocol.buffer = bytearray(8)
+    async with tls_connected(server_tls, client_tls, protocol) as (_, client, peer):
+        for text, size in ((b"one", 16), (b"two", 32), (b"three", 64)):
+            before = len(protocol.data)
+            await peer.write(text)
+            assert (await client.received(before + len(text)))[before:] == text
+            assert len(protocol.buffer) == size
+
+
 async def test_a_buffered_protocol_whose_peer_hangs_up(
     loop: Loop, engine: str, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:

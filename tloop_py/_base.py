@@ -111,6 +111,7 @@ class SSLProtocolBase(sslproto.SSLProtocol):
         _app_transport: Any
         _app_transport_created: bool
         _app_protocol: Any
+        _app_protocol_buffer_updated: Callable[[int], None]
         _app_protocol_get_buffer: Callable[[int], Any]
         _app_protocol_is_buffer: bool
         _app_reading_paused: bool

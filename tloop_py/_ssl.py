@@ -100,10 +100,6 @@ class SSLProtocol(SSLProtocolBase):
     def _set_app_protocol(self, app_protocol: Any) -> None:
         super()._set_app_protocol(app_protocol)
         keep_chunks(self._loop, app_protocol)
-        if self._app_protocol_is_buffer:
-            get_buffer = self._app_protocol_get_buffer
-            # asyncio reads into slices of it; those of a bytearray are copies, and lost.
-            self._app_protocol_get_buffer = lambda sizehint: memoryview(get_buffer(sizehint))
 
     def _set_state(self, new: Any) -> None:
         old = self._state
@@ -186,6 +182,31 @@ class SSLProtocol(SSLProtocolBase):
                 self._control_ssl_reading()
         except Exception as exc:
             self._fatal_error(exc, "Fatal error on SSL protocol")
+
+    def _do_read__buffered(self) -> None:
+        """Fill the protocol's buffer, which is asked for again where it is too small."""
+        incoming = self._incoming
+        if not (incoming.pending or self._left_over()):
+            return
+        # asyncio reads into slices of it; those of a bytearray are copies, and lost.
+        buffer = memoryview(self._app_protocol_get_buffer(incoming.pending))
+        filled, room, count = 0, len(buffer), 1
+        try:
+            while count and (not filled or incoming.pending):
+                count = self._read(room - filled, buffer[filled:])
+                filled += count
+                if count and filled == room:
+                    if incoming.pending or self._left_over():
+                        self._loop.call_soon(self._do_read)
+                    break
+        except _AGAIN:
+            pass
+        del buffer  # which the protocol may resize
+        if filled:
+            self._app_protocol_buffer_updated(filled)
+        if not count:  # close_notify
+            self._call_eof_received()
+            self._start_shutdown()
 
     def _do_read__copied(self) -> None:
         """Hand over all that can be decrypted. `pending` tells when nothing is left: asyncio reads
