@@ -4202,9 +4202,8 @@ static bool tl__complete_allocator(tl_allocator *a) {
   return true;
 }
 
-/* On the boundary of a page, as most of what the kernel copies from. AMD's Zen 3 and 4 copy at a
-   third of their speed to what begins a few bytes further into its page than the source, and what
-   malloc maps begins 16 bytes into one: 100 KiB of echo took 100 us instead of 45. */
+/* On the boundary of a page. In blocks that malloc maps it would begin 16 bytes into one, and
+   then an echo of 100 KiB took 100 instead of 45 us on AMD's Zen 3; 128 bytes and more are like 0. */
 static int tl__open_arena(tl_loop *loop) {
   loop->arena_block = tl__alloc(loop, (size_t)tl_loop_arena_bytes(loop) + TL__PAGE);
   if (!loop->arena_block) return -ENOMEM;

@@ -17,8 +17,8 @@
 //   -k       warm up and measure for each line of the standard input, until it ends; connections
 //            are kept, idle meanwhile
 //
-// Prints one line of JSON for each window. Every byte of a reply during the warm-up is compared. The connection of
-// fifo:PREFIX writes to PREFIX.in and reads from PREFIX.out.
+// Prints one line of JSON for each window. Every byte of a reply during the warm-up is compared.
+// The connection of fifo:PREFIX writes to PREFIX.in and reads from PREFIX.out.
 
 #define _GNU_SOURCE
 #include <errno.h>

@@ -111,7 +111,7 @@ def test_windows_keep_their_connections() -> None:
     program, _ = harness.load_program()
     argv = [str(program), "-c", "1", "-s", "64", "-w", "0.01", "-t", "0.01"]
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=echo, args=[listener])
+        thread = threading.Thread(target=echo, args=[listener], daemon=True)
         thread.start()
         target = f"127.0.0.1:{listener.getsockname()[1]}"
         with harness.loading([*argv, target], "here", timeout=10) as window:

@@ -192,17 +192,15 @@ class SSLProtocol(SSLProtocolBase):
         buffer = memoryview(self._app_protocol_get_buffer(incoming.pending))
         filled, room, count = 0, len(buffer), 1
         try:
-            while count and (not filled or incoming.pending):
+            while count and (not filled or (filled < room and incoming.pending)):
                 count = self._read(room - filled, buffer[filled:])
                 filled += count
-                if count and filled == room:
-                    if incoming.pending or self._left_over():
-                        self._loop.call_soon(self._do_read)
-                    break
         except _AGAIN:
             pass
         del buffer  # which the protocol may resize
         if filled:
+            if filled == room and (incoming.pending or self._left_over()):
+                self._loop.call_soon(self._do_read)
             self._app_protocol_buffer_updated(filled)
         if not count:  # close_notify
             self._call_eof_received()

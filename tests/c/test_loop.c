@@ -200,7 +200,6 @@ TEST_ON(capacity_must_be_positive, ON_ALL) {
   t_end(loop);
 }
 
-/* Bytes stay valid until the next call, also those of events that did not fit into this one. */
 /* An allocator whose blocks begin so many bytes after those of malloc. */
 static void *shifted_alloc(void *user, size_t nbytes) {
   size_t by = *(size_t *)user;
@@ -227,6 +226,7 @@ TEST_ON(arena_begins_on_a_page_boundary, ON_ONCE) {
   }
 }
 
+/* Bytes stay valid until the next call, also those of events that did not fit into this one. */
 TEST(bytes_of_late_events_are_intact) {
   tl_loop *loop = t_loop();
   tl_handle streams[5];
