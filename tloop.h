@@ -4203,7 +4203,7 @@ static bool tl__complete_allocator(tl_allocator *a) {
 }
 
 /* On the boundary of a page. In blocks that malloc maps it would begin 16 bytes into one, and
-   then an echo of 100 KiB took 100 instead of 45 us on AMD's Zen 3; 128 bytes and more are like 0. */
+   an echo of 100 KiB took 100 instead of 45 us on AMD's Zen 3; 128 bytes are like 0. */
 static int tl__open_arena(tl_loop *loop) {
   loop->arena_block = tl__alloc(loop, (size_t)tl_loop_arena_bytes(loop) + TL__PAGE);
   if (!loop->arena_block) return -ENOMEM;
