@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import re
 import socket
 import ssl
 from typing import Any
@@ -135,6 +136,7 @@ async def test_a_failing_connection_made_is_reported(loop: Loop) -> None:
             await until(lambda: made and made[0].data)  # the connection lives on
         await end_of(*made)
     assert [type(context["exception"]) for context in reports] == [LookupError]
+    assert re.match("Exception in callback .*Broken.connection_made\\(", reports[0]["message"])
 
 
 async def test_each_connection_has_a_context_of_its_own(loop: Loop) -> None:

@@ -11,7 +11,17 @@ from typing import Any
 
 import pytest
 from conftest import AsyncioLog
-from loopkit import Loop, Recorder, connected, end_of, read_all, send_reset, turns, until
+from loopkit import (
+    Loop,
+    Recorder,
+    connected,
+    end_of,
+    read_all,
+    send_reset,
+    tcp_sockets,
+    turns,
+    until,
+)
 
 pytestmark = pytest.mark.usefixtures("loop")
 
@@ -255,6 +265,27 @@ def test_interrupts_in_data_received_propagate(loop: Loop, error: type[BaseExcep
     with pytest.raises(error):
         loop.run_forever()
     loop.run_until_complete(context.__aexit__(None, None, None))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_reading_starts_after_an_interrupt_in_connection_made(
+    loop: Loop, error: type[BaseException]
+) -> None:
+    class Interrupted(Recorder):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(transport)
+            raise error
+
+    protocol = Interrupted()
+    near, far = tcp_sockets()
+    with far:
+        far.send(b"x")
+        connecting = loop.create_task(loop.create_connection(lambda: protocol, sock=near))
+        with pytest.raises(error):
+            loop.run_until_complete(connecting)
+        loop.run_until_complete(connecting)
+        assert loop.run_until_complete(protocol.received(1)) == b"x"
+    loop.run_until_complete(end_of(protocol))
 
 
 async def test_connection_made_comes_before_the_waiter_and_the_first_data(loop: Loop) -> None:

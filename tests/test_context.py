@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import os
 import signal
 import socket
 import sys
@@ -194,6 +195,7 @@ async def test_datagrams_arrive_in_the_context_of_the_endpoint(loop: Loop) -> No
     class Datagrams(asyncio.DatagramProtocol):
         def connection_made(self, transport: Any) -> None:
             seen["made"] = variable.get()
+            variable.set("made")
 
         def datagram_received(self, data: bytes, addr: Any) -> None:
             seen["data"] = variable.get()
@@ -213,3 +215,16 @@ async def test_datagrams_arrive_in_the_context_of_the_endpoint(loop: Loop) -> No
     transport.close()
     await turns()
     assert seen == dict.fromkeys(("made", "data"), "endpoint") | {"lost": "unset"}
+
+
+@pytest.mark.real
+async def test_a_pipe_is_read_in_the_context_of_its_connecting(loop: Loop) -> None:
+    read_fd, write_fd = os.pipe()
+    variable.set("connect")
+    _, protocol = await loop.connect_read_pipe(Setting, os.fdopen(read_fd, "rb", 0))
+    variable.set("later")
+    os.write(write_fd, b"x")
+    await protocol.received(1)
+    os.close(write_fd)
+    await end_of(protocol)
+    assert protocol.seen == dict.fromkeys(EVERYWHERE, "connect")

@@ -96,6 +96,34 @@ async def test_start_tls_upgrades_both_sides(
     assert servers[0].calls == ["made", "data"]
 
 
+async def test_start_tls_when_the_server_has_closed(
+    loop: Loop, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    accepted: list[Recorder] = []
+
+    def factory() -> Recorder:
+        accepted.append(Recorder())
+        return accepted[-1]
+
+    server = await loop.create_server(factory, "127.0.0.1", 0)
+    plain, _ = await loop.create_connection(Recorder, *server.sockets[0].getsockname())
+    await until(lambda: accepted and accepted[0].calls)
+    server.close()
+    waiting = loop.create_task(server.wait_closed())
+    inner = Echo()
+    upgrade = loop.create_task(
+        loop.start_tls(accepted[0].transport, inner, server_tls, server_side=True)
+    )
+    transport, client = await secure(plain, client_tls)
+    inner.connection_made(await upgrade)  # type: ignore[arg-type]
+    transport.write(b"secret")
+    assert await client.received(6) == b"secret"
+    assert waiting.done() == (sys.version_info < (3, 12))  # which did not wait for connections
+    transport.close()
+    await end_of(client, inner)
+    await waiting
+
+
 @PEER_SERVES
 async def test_the_protocol_is_not_told_of_a_new_connection(
     loop: Loop, engine: str, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext

@@ -58,7 +58,6 @@ class DatagramTransport(Transport, asyncio.DatagramTransport):
     def _start_reading(self) -> None:
         if self._handle and self.is_reading():
             self._choose_way()
-            self._renew_context()
             rc = lib.tl_udp_read_start(self._c, self._handle)
             if rc < 0:
                 self._fatal_error(oserror(rc), "Fatal read error on datagram transport")
@@ -85,6 +84,7 @@ class DatagramTransport(Transport, asyncio.DatagramTransport):
             return
         self._paused = False
         self._loop.call_soon(self._deliver_held)
+        self._renew_context()
         self._start_reading()
         if self._loop._debug:
             base_events.logger.debug("%r resumes reading", self)

@@ -31,6 +31,7 @@ from tloop_py._ffi import (
     CAP_RECEIVED,
     CAP_VIRTUAL,
     DATA,
+    EOF,
     POLL,
     READABLE,
     SIGNAL,
@@ -542,6 +543,8 @@ class Loop(
                         )
                     elif kind == READABLE and receiver._takes:
                         receiver._context.run(receiver._receive_large)
+                    elif kind == EOF and not result and receiver._takes:
+                        receiver._context.run(receiver._received_eof)
                     else:
                         receiver._context.run(receiver._event, kind, result, offset)
                 elif kind == DATA:
@@ -555,8 +558,9 @@ class Loop(
                     else:
                         receiver = receiver.only  # which is also who reports what it raises
                         receiver._call()
-                elif kind == ACCEPT:
-                    receiver._event(kind, result, offset)
+                elif kind == ACCEPT:  # each connection has a copy of the listener's context
+                    context = receiver._context.copy()
+                    context.run(receiver._accepted, result, offset, context)
                 else:
                     start = offset - ADDR_BYTES
                     receiver._context.run(

@@ -104,7 +104,6 @@ class ReadPipeTransport(Endpoint, asyncio.ReadTransport):
             self._read_on()
 
     def _read_on(self) -> None:
-        self._renew_context()
         rc = lib.tl_stream_read_start(self._c, self._handle)
         if rc == -errno.EPERM:  # a device that cannot be waited for, such as /dev/null
             raise oserror(rc, repr(self._pipe))
@@ -127,6 +126,7 @@ class ReadPipeTransport(Endpoint, asyncio.ReadTransport):
         self._takes = DATA
         for _ in self._held:
             self._loop.call_soon(self._deliver_held)
+        self._renew_context()
         self._read_on()
         if self._loop.get_debug():
             _logger.debug("%r resumes reading", self)

@@ -27,6 +27,7 @@ class EventReceiver:
         _name_bytes: int  # of datagrams' addresses
         only: Any  # a Handle, of a descriptor
 
+        def _accepted(self, handle: int, offset: int, context: Context) -> None: ...
         def _copy_in(self, data: bytes, size: int) -> None: ...
 
     def _event(self, kind: int, result: int, offset: int) -> None:

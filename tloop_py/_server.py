@@ -53,6 +53,7 @@ class _Acceptor(EventReceiver):
         self._loop: Any = loop
         self.sock = sock
         self.kind = sock.family, sock.type, sock.proto  # asked for once: sock.type costs 0.3 us
+        self.is_unix = sock.family == socket.AF_UNIX
         self.server = server
         self.protocol_factory = protocol_factory
         self.make_tls = make_tls
@@ -72,14 +73,6 @@ class _Acceptor(EventReceiver):
         self._loop._handlers.pop(self.handle, None)
         lib.tl_close(self._loop._c, self.handle)
 
-    def _event(self, kind: int, result: int, offset: int) -> None:
-        """In no context of its own: each connection has a copy of the listener's."""
-        if kind == ACCEPT and result > 0:
-            context = self._context.copy()
-            context.run(self._accepted, result, offset, context)
-        else:
-            self._context.run(self._not_accepted, result)
-
     def _not_accepted(self, error: int) -> None:
         if -error not in _NO_RESOURCES:
             raise oserror(error, "accepting a connection")
@@ -95,9 +88,14 @@ class _Acceptor(EventReceiver):
         return _addr.addresses[self._loop._arena[offset - ADDR_BYTES : offset]]
 
     def _accepted(self, handle: int, offset: int, context: Context) -> None:
+        """Make a transport for the handle; context is that of the connection, the present one. Less
+        than 0: the kernel's error."""
+        if handle < 0:
+            self._not_accepted(handle)
+            return
         protocol = None
         # The C core remembers IP peers, also when they have reset the connection.
-        extra = {"peername": self._peer(offset)} if self.kind[0] == socket.AF_UNIX else None
+        extra = {"peername": self._peer(offset)} if self.is_unix else None
         loop = self._loop
         if loop._debug:
             address, fd = self._peer(offset), _fd_of(loop._c, handle)

@@ -59,7 +59,7 @@ class StreamTransport(Transport, asyncio.Transport):
     """
 
     __slots__ = (
-        "_buffered", "_eof", "_held", "_kind", "_outbox", "_pending", "_reading",
+        "_buffered", "_eof", "_held", "_kind", "_large", "_outbox", "_pending", "_reading",
     )  # fmt: skip
 
     _batch_limit = SMALL
@@ -114,6 +114,10 @@ class StreamTransport(Transport, asyncio.Transport):
         loop = self._loop
         if loop is not None:  # else closed, and asyncio's sendfile() restores the protocol
             self._arena = loop._arena_view if tls else loop._arena
+            if buffered:
+                self._large = NEVER if tls else LARGE_FOR_BUFFER
+            else:
+                self._large = _LARGE if loop._may_receive else NEVER
             keep_chunks(loop, protocol)
         buffered = buffered and not tls
         changed, self._buffered = buffered != self._buffered, buffered
@@ -130,16 +134,10 @@ class StreamTransport(Transport, asyncio.Transport):
             self._takes = COPIES if self._buffered else DATA
 
     def _read_on(self) -> None:
-        rc = _read_mixed(self._c, self._handle, self._large())
+        """Read; but of _large bytes and more be told, to receive them by a call of their own."""
+        rc = _read_mixed(self._c, self._handle, self._large)
         if rc < 0:
             self._loop.call_soon(self._fatal_error, oserror(rc), _READ_FAILED, context=self._home)
-
-    def _large(self) -> int:
-        """From how many bytes on a receive is told of instead of done."""
-        if self._buffered:
-            return LARGE_FOR_BUFFER
-        loop = self._loop
-        return _LARGE if loop._may_receive and self._arena is loop._arena else NEVER
 
     def _start_reading(self) -> None:
         if self._handle:
@@ -455,13 +453,13 @@ class StreamTransport(Transport, asyncio.Transport):
             "sock": sock,
             "kind": self._kind,
             "extra": dict(self._extra),
-            "server": self._server,
             "context": self._home,
         }
 
     def _forward(self, heir: StreamTransport) -> None:
-        """Whoever still has this transport may ask it, and end the connection."""
-        self._detach_server()
+        """Whoever still has this transport may ask it, and end the connection. The heir takes its
+        place with the server, which may have closed and would take no other client."""
+        heir._server, self._server = self._server, None
         self.__dict__.update(
             abort=heir.abort,
             close=heir.abort,

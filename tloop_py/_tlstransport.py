@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tloop_py._environ import logger as _tloop_logger
 from tloop_py._ffi import CLOSED, KEEP_FD, TLS, ffi, lib, oserror
-from tloop_py._stream import LARGE_FOR_BUFFER, NEVER, StreamTransport
+from tloop_py._stream import NEVER, StreamTransport
 from tloop_py._tlscore import nanoseconds
 from tloop_py._tlserror import tls_error
 from tloop_py._tlsobject import TLSObject
@@ -82,8 +82,10 @@ class TLSTransport(StreamTransport):
         if self._loop._debug:
             _logger.debug("%r starts SSL handshake", self)
 
-    def _large(self) -> int:
-        return LARGE_FOR_BUFFER if self._buffered else NEVER  # records come through the C core
+    def _read_on(self) -> None:
+        if not self._buffered:
+            self._large = NEVER  # records come through the C core
+        super()._read_on()
 
     # -- the handshake -----------------------------------------------------------------------------
 
@@ -257,7 +259,7 @@ class TLSTransport(StreamTransport):
         self._closing = self._write_barred = True
         self._takes = 0
         self._held = ()
-        self._remember_names()  # the handle ends before connection_lost
+        self._names = self._ask_names()  # the handle ends before connection_lost
         code = lib.tl_stream_close(self._c, self._handle)
         if code < 0:
             self._force_close(oserror(code))
@@ -275,6 +277,8 @@ class TLSTransport(StreamTransport):
         return oserror(code) if code < 0 else None
 
     def _call_connection_lost(self, exc: BaseException | None) -> None:
+        if not self._protocol_connected:
+            self._protocol = asyncio.BaseProtocol()  # in place of one that does not know of this
         super()._call_connection_lost(exc)
         self._wake_waiter(exc)
 

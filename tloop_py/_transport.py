@@ -69,13 +69,28 @@ class Endpoint(EventReceiver):
     def _begin(self, waiter: asyncio.Future[None] | None) -> None:
         """Reading starts after connection_made, and the waiter is woken after both."""
         try:
-            self._call_soon(self._protocol.connection_made, self)
+            connection_made = self._protocol.connection_made
         except BaseException:  # what the factory gave is no protocol
             self._abandon()
             raise
-        self._loop._append((self._context, self._start_reading, NOTHING))
+        if self._loop._debug:  # which tells what callback took long
+            self._call_soon(connection_made, self)
+            self._loop._append((self._context, self._start_reading, NOTHING))
+        else:
+            self._call_soon(self._establish, connection_made)
         if waiter is not None:
             self._call_soon(_wake, waiter)
+
+    def _establish(self, connection_made: Callable[..., object]) -> None:
+        """Both in one entry of the queue. Reading starts whatever connection_made raises."""
+        try:
+            connection_made(self)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            self._loop._callback_failed((self._context, connection_made, self), exc)
+        finally:
+            self._start_reading()
 
     def _call_soon(self, callback: Callable[..., object], argument: object = NOTHING) -> None:
         context = copy_context() if self._home is None else self._home
@@ -128,7 +143,6 @@ class Transport(Endpoint, FlowControl):
     """
 
     _batch_limit = 0  # bytes that may wait for the end of the tick
-    _protocol_connected = True  # has connection_made been, or will it be, called?
 
     # Libraries set attributes of their own on transports, hence __dict__; ours are slots, for an
     # object whose __dict__ is in use pays 40 ns for each method look-up (CPython 3.13).
@@ -283,10 +297,10 @@ class Transport(Endpoint, FlowControl):
 
     def _call_connection_lost(self, exc: BaseException | None) -> None:
         try:
-            if self._protocol_connected:
-                self._protocol.connection_lost(exc)
+            self._protocol.connection_lost(exc)
         finally:
-            self._remember_names()
+            if self._names is None:
+                self._names = self._ask_names()
             self._unregister()
             self._close_handle()
             self._protocol = None
@@ -297,13 +311,6 @@ class Transport(Endpoint, FlowControl):
         server, self._server = self._server, None
         if server is not None:
             _compat.detach(server, self)
-
-    def _remember_names(self) -> None:
-        """For who asks when the handle is closed."""
-        if self._names is None:
-            extra = self._extra
-            which = ("sockname" not in extra) + 2 * ("peername" not in extra)
-            self._names = self._ask_names(which)
 
     def _abandon(self) -> None:
         super()._abandon()
@@ -348,16 +355,16 @@ class Transport(Endpoint, FlowControl):
                 self._sock = self._make_socket()
             return trsock.TransportSocket(self._sock)
         index = int(name == "peername")
-        known, raw = self._names or self._ask_names(1 << index)
+        known, raw = self._names or self._ask_names()
         return (
             _addr.addresses[raw[index * ADDR_BYTES :][:ADDR_BYTES]] if known & 1 << index else None
         )
 
-    def _ask_names(self, which: int) -> tuple[int, bytes]:
-        """Which names of those asked for (1: sockname, 2: peername) the C core knows, and the bytes
-        of two tl_addr: most are never parsed, which costs more than the system calls."""
+    def _ask_names(self) -> tuple[int, bytes]:
+        """Which names the C core knows (1: sockname, 2: peername), and the bytes of two tl_addr:
+        most are never parsed, which costs more than the system calls."""
         loop = self._loop
-        known = _names_of(self._c, self._handle, which, loop._names) if self._handle else 0
+        known = _names_of(self._c, self._handle, 3, loop._names) if self._handle else 0
         return (known, loop._names_bytes[:]) if known > 0 else _UNKNOWN
 
     def _make_socket(self) -> socket.socket:
