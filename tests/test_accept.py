@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 from loopkit import (
     PATIENCE,
+    REFCOUNTS,
     Loop,
     Recorder,
     collect,
     end_of,
+    is_tloop,
     listening,
     read_all,
     run_python,
@@ -37,6 +39,33 @@ async def test_a_server_accepts_many_clients_in_one_go(loop: Loop) -> None:
         for sock in raw:
             sock.close()
         await until(lambda: not accepted.open)
+
+
+@pytest.mark.skipif(not REFCOUNTS, reason="tracemalloc exists on CPython only")
+async def test_an_accepted_connection_takes_little_memory(loop: Loop) -> None:
+    import tracemalloc
+
+    class Bare(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            accepted.append(transport)
+
+    loop.set_debug(False)  # in which each transport remembers who made it
+    accepted: list[Any] = []
+    count = 150
+    async with listening(Bare, backlog=count) as address:
+        raw = [socket.create_connection(address) for _ in range(count)]
+        tracemalloc.start()
+        try:
+            await until(lambda: len(accepted) == count)
+            await turns()
+            used = tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+        for sock in raw:
+            sock.close()
+        await until(lambda: all(transport.is_closing() for transport in accepted))
+        await turns()
+    assert used / count < (750 if is_tloop(loop) else 4000)
 
 
 async def test_a_factory_that_fails_does_not_stop_the_server(loop: Loop) -> None:

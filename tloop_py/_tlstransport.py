@@ -48,6 +48,8 @@ class TLSTransport(StreamTransport):
     the rest to the C core: to send what is queued and close_notify, and to wait for the peer's.
     """
 
+    global __static_attributes__  # see StreamTransport
+
     __slots__ = (
         "_began", "_calls_made", "_core", "_established", "_handshake_timeout", "_late_writes",
         "_protocol_connected", "_tls", "_told_eof", "_waiter",
