@@ -153,6 +153,23 @@ async def test_resume_reading_moves_no_callback_to_its_context_from_3_15_on(loop
 
 
 @pytest.mark.real
+async def test_a_failure_in_connection_made_is_reported_in_its_context(loop: Loop) -> None:
+    class Failing(Setting):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(transport)
+            raise LookupError("not today")
+
+    seen: list[str] = []
+    loop.set_exception_handler(lambda loop, context: seen.append(variable.get()))
+    near, far = tcp_sockets()
+    with far:
+        _, protocol = await loop.create_connection(Failing, sock=near)
+    await end_of(protocol)
+    handlers_have_contexts = sys.version_info >= (3, 12)
+    assert seen == ["made" if handlers_have_contexts else "unset"]
+
+
+@pytest.mark.real
 async def test_a_reader_keeps_the_context_of_its_registration(loop: Loop) -> None:
     near, far = socket.socketpair()
     seen: list[str] = []

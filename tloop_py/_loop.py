@@ -50,6 +50,7 @@ from tloop_py._sendfile import SendfileMixin
 from tloop_py._server import ServerMixin
 from tloop_py._signals import SignalMixin
 from tloop_py._subprocess import SubprocessMixin
+from tloop_py._transport import Endpoint
 
 if TYPE_CHECKING:
     import contextvars
@@ -517,8 +518,11 @@ class Loop(
     def _callback_failed(self, item: Any, exc: BaseException) -> None:
         """Report what came out of a handle, or of what stands in the queue instead of one."""
         if isinstance(item, tuple):
-            args = () if item[2] is NOTHING else item[2:]
-            item = Handle(item[1], args, self, item[0])
+            context, callback, argument = item
+            if getattr(callback, "__func__", None) is Endpoint._establish:
+                callback, argument = argument, callback.__self__  # connection_made(transport)
+            args = () if argument is NOTHING else (argument,)
+            item = Handle(callback, args, self, context)
         shown = format_helpers._format_callback_source(item._callback, item._args)
         self.call_exception_handler(
             {"message": f"Exception in callback {shown}", "exception": exc, "handle": item}

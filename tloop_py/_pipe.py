@@ -61,6 +61,8 @@ class ReadPipeTransport(Endpoint, asyncio.ReadTransport):
     if TYPE_CHECKING:
         _extra: dict[str, Any]
 
+    _start_may_fail = True  # on a device that cannot be waited for, such as /dev/null
+
     def __init__(
         self,
         loop: Any,
@@ -105,7 +107,7 @@ class ReadPipeTransport(Endpoint, asyncio.ReadTransport):
 
     def _read_on(self) -> None:
         rc = lib.tl_stream_read_start(self._c, self._handle)
-        if rc == -errno.EPERM:  # a device that cannot be waited for, such as /dev/null
+        if rc == -errno.EPERM:
             raise oserror(rc, repr(self._pipe))
         if rc < 0:
             self._loop.call_soon(self._read_failed, oserror(rc))
@@ -216,6 +218,8 @@ class WritePipeTransport(Transport):
     """
 
     __slots__ = ("_lost_writes", "_pipe", "_watched")
+
+    _start_may_fail = True
 
     def __init__(
         self,

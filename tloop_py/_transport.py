@@ -47,6 +47,7 @@ class Endpoint(EventReceiver):
         _handle: int
         _paused: bool
 
+    _start_may_fail = False
     # The context of a connection's callbacks; None: each has that in which it was scheduled.
     _home: Context | None = None
 
@@ -73,7 +74,7 @@ class Endpoint(EventReceiver):
         except BaseException:  # what the factory gave is no protocol
             self._abandon()
             raise
-        if self._loop._debug:  # which tells what callback took long
+        if self._start_may_fail or self._loop._debug:  # which tells what callback took long
             self._call_soon(connection_made, self)
             self._loop._append((self._context, self._start_reading, NOTHING))
         else:
@@ -82,13 +83,10 @@ class Endpoint(EventReceiver):
             self._call_soon(_wake, waiter)
 
     def _establish(self, connection_made: Callable[..., object]) -> None:
-        """Both in one entry of the queue. Reading starts whatever connection_made raises."""
+        """Both as one entry of the queue. What comes out of it the loop reports as an exception of
+        connection_made."""
         try:
             connection_made(self)
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as exc:
-            self._loop._callback_failed((self._context, connection_made, self), exc)
         finally:
             self._start_reading()
 
