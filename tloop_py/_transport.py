@@ -47,7 +47,7 @@ class Endpoint(EventReceiver):
         _handle: int
         _paused: bool
 
-    _start_may_fail = False
+    _start_may_fail = False  # If so, that is told apart from a failing connection_made.
     # The context of a connection's callbacks; None: each has that in which it was scheduled.
     _home: Context | None = None
 
