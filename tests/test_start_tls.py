@@ -21,6 +21,7 @@ from loopkit import (
     turns,
     until,
 )
+from serverkit import Accepted, serve
 from tlskit import (
     NAME,
     PEER_CALLS,
@@ -99,20 +100,15 @@ async def test_start_tls_upgrades_both_sides(
 async def test_start_tls_when_the_server_has_closed(
     loop: Loop, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
-    accepted: list[Recorder] = []
-
-    def factory() -> Recorder:
-        accepted.append(Recorder())
-        return accepted[-1]
-
-    server = await loop.create_server(factory, "127.0.0.1", 0)
+    accepted = Accepted(Recorder)
+    server = await serve(loop, accepted)
     plain, _ = await loop.create_connection(Recorder, *server.sockets[0].getsockname())
-    await until(lambda: accepted and accepted[0].calls)
+    await until(accepted.ready)
     server.close()
     waiting = loop.create_task(server.wait_closed())
     inner = Echo()
     upgrade = loop.create_task(
-        loop.start_tls(accepted[0].transport, inner, server_tls, server_side=True)
+        loop.start_tls(accepted.made[0].transport, inner, server_tls, server_side=True)
     )
     transport, client = await secure(plain, client_tls)
     inner.connection_made(await upgrade)  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from loopkit import Echo, Loop, Recorder, end_of, listening, turns, until, warnings_seen
+from serverkit import Accepted
 from tlskit import CLIENT_NAME, NAME, PEER_CALLS, VERSIONS, Peer, only, server_context, tls_pair
 
 pytestmark = pytest.mark.usefixtures("loop")
@@ -93,15 +94,10 @@ async def test_an_accepted_socket_is_secured(
 async def test_tls_over_unix_sockets(
     loop: Loop, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
-    echoes: list[Echo] = []
-
-    def factory() -> Echo:
-        echoes.append(Echo())
-        return echoes[-1]
-
+    accepted = Accepted()
     with tempfile.TemporaryDirectory(prefix="tl-") as folder:
         path = str(Path(folder) / "sock")
-        server = await loop.create_unix_server(factory, path, ssl=server_tls)
+        server = await loop.create_unix_server(accepted, path, ssl=server_tls)
         transport, client = await loop.create_unix_connection(
             Recorder, path, ssl=client_tls, server_hostname=NAME
         )
@@ -109,9 +105,9 @@ async def test_tls_over_unix_sockets(
         assert await client.received(1_000_000) == b"hello" * 200_000
         assert transport.get_extra_info("peername") == path
         assert ("DNS", NAME) in transport.get_extra_info("peercert")["subjectAltName"]
-        assert echoes[0].transport.get_extra_info("sockname") == path
+        assert accepted.made[0].transport.get_extra_info("sockname") == path
         transport.close()
-        await end_of(client, *echoes)
+        await end_of(client, *accepted.made)
         server.close()
         await turns(10)
 
