@@ -67,6 +67,7 @@ class StreamTransport(Transport, asyncio.Transport):
     )  # fmt: skip
 
     _batch_limit = SMALL
+    _large_for_bytes = _LARGE
     _start_tls_compatible = True
     _sendfile_compatible = constants._SendfileMode.TRY_NATIVE
     # Only while sendfile() runs has a transport its own, in its __dict__.
@@ -121,7 +122,7 @@ class StreamTransport(Transport, asyncio.Transport):
             if buffered:
                 self._large = NEVER if tls else LARGE_FOR_BUFFER
             else:
-                self._large = _LARGE if loop._may_receive else NEVER
+                self._large = self._large_for_bytes if loop._may_receive else NEVER
             keep_chunks(loop, protocol)
         buffered = buffered and not tls
         changed, self._buffered = buffered != self._buffered, buffered

@@ -55,6 +55,7 @@ class TLSTransport(StreamTransport):
         "_protocol_connected", "_tls", "_told_eof", "_waiter",
     )  # fmt: skip
 
+    _large_for_bytes = NEVER  # records come through the C core
     _sendfile_compatible = constants._SendfileMode.FALLBACK
 
     def __init__(
@@ -83,11 +84,6 @@ class TLSTransport(StreamTransport):
         self._began = self._loop.time()
         if self._loop._debug:
             _logger.debug("%r starts SSL handshake", self)
-
-    def _read_on(self) -> None:
-        if not self._buffered:
-            self._large = NEVER  # records come through the C core
-        super()._read_on()
 
     # -- the handshake -----------------------------------------------------------------------------
 

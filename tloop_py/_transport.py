@@ -312,8 +312,7 @@ class Transport(Endpoint, FlowControl):
 
     def _abandon(self) -> None:
         super()._abandon()
-        if self._server is not None:
-            _compat.detach(self._server, self)
+        self._detach_server()
 
     def _close_handle(self) -> None:
         handle, self._handle = self._handle, 0
